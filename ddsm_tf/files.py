@@ -1,0 +1,130 @@
+"""Reading and writing files so that nothing is lost: temporary name first, then rename."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ddsm_tf.errors import InputError, invalid
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | os.PathLike, *, overwrite: bool = True) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` if the block succeeds.
+
+    The temporary name keeps the suffix, because Keras and Pillow choose the format by it.
+
+    Raises:
+        InputError: `path` exists and `overwrite` is false.
+        OSError: the disk is full or read-only; `path` is then as it was before.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise invalid("out", str(path), "exists already; choose another name")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        _give_default_mode(temporary)
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; rename it to `path` if the block succeeds.
+
+    Raises:
+        InputError: `path` exists and `overwrite` is false.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise invalid("out", str(path), "exists already; choose another name or pass --overwrite")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _sync(file)
+        if path.exists():
+            # A folder cannot be replaced in one step: the old one keeps a name until the new stands.
+            retired = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-old-"))
+            os.replace(path, retired / path.name)
+            os.replace(temporary, path)
+            shutil.rmtree(retired)
+        else:
+            os.replace(temporary, path)
+        _sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_json(path: str | os.PathLike, value: Any, *, overwrite: bool = True) -> None:
+    """Write `value` as indented JSON, atomically. NaN and infinity are refused."""
+    text = json.dumps(value, indent=2, allow_nan=False)
+    with atomic_file(path, overwrite=overwrite) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: str | os.PathLike, *, argument: str, max_bytes: int = 64 * 2**20) -> Any:
+    """Read a JSON file that a user named.
+
+    Args:
+        path: the file.
+        argument: what to call it in an error message.
+        max_bytes: larger files are refused unread.
+
+    Raises:
+        InputError: the file is missing, unreadable, too large or not JSON.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size > max_bytes:
+            raise invalid(argument, str(path), f"is larger than {max_bytes} bytes")
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise invalid(argument, str(path), f"cannot be read: {reason}") from error
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise invalid(argument, str(path), f"is not valid JSON: {error}") from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise InputError(f"{name} is not allowed in JSON; write a finite number")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _give_default_mode(path: Path) -> None:
+    """`mkstemp` makes files private; give them the mode that `open` would have given."""
+    path.chmod(0o666 & ~_umask())
+
+
+def _sync(path: Path) -> None:
+    """Force a file or folder to disk, so that a rename never outlives its content."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        # Some file systems refuse to sync a folder; the rename itself is still atomic.
+        if not path.is_dir():
+            raise
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""Slimmable networks and the diffusion model that trains them, in backend-neutral Keras 3."""
