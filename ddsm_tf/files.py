@@ -35,7 +35,7 @@ def atomic_file(path: str | os.PathLike, *, overwrite: bool = True) -> Iterator[
         yield temporary
         _give_default_mode(temporary)
         _sync(temporary)
-        os.replace(temporary, path)
+        temporary.replace(path)
         _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
@@ -60,13 +60,13 @@ def atomic_folder(path: str | os.PathLike, *, overwrite: bool = False) -> Iterat
             if file.is_file():
                 _sync(file)
         if path.exists():
-            # A folder cannot be replaced in one step: the old one keeps a name until the new stands.
+            # No folder can be replaced in one step: the old one keeps a name till the new stands.
             retired = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-old-"))
-            os.replace(path, retired / path.name)
-            os.replace(temporary, path)
+            path.replace(retired / path.name)
+            temporary.replace(path)
             shutil.rmtree(retired)
         else:
-            os.replace(temporary, path)
+            temporary.replace(path)
         _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

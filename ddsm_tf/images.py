@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from pathlib import Path
@@ -22,30 +23,46 @@ def to_float(images: np.ndarray) -> np.ndarray:
     return images.astype(np.float32) / np.float32(127.5) - np.float32(1.0)
 
 
-def image_grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
-    """Lay out uint8 (N, H, W, C) images as one (rows·H, columns·W, C) picture, blanks black."""
+def image_grid(images: np.ndarray, columns: int | None = None, gap: int = 1) -> np.ndarray:
+    """Lay out uint8 (N, H, W, C) images as one picture, row by row.
+
+    Args:
+        columns: images a row; about as many as rows if left out.
+        gap: grey pixels between images.
+
+    Returns:
+        uint8 (rows · (H + gap) - gap, columns · (W + gap) - gap, C); blank cells are grey.
+    """
     count, height, width, channels = images.shape
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
-    cells = np.zeros((rows * columns, height, width, channels), np.uint8)
-    cells[:count] = images
-    grid = cells.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
-    return grid.reshape(rows * height, columns * width, channels)
+    shape = (rows * columns, height + gap, width + gap, channels)
+    cells = np.full(shape, 128, np.uint8)
+    cells[:count, :height, :width] = images
+    grid = cells.reshape(rows, columns, *shape[1:]).swapaxes(1, 2)
+    grid = grid.reshape(rows * shape[1], columns * shape[2], channels)
+    return grid[: grid.shape[0] - gap, : grid.shape[1] - gap]
 
 
-def save_png(picture: np.ndarray, path: str | os.PathLike, scale: int = 1) -> None:
-    """Write one uint8 (H, W, 1 to 4) picture, each pixel enlarged `scale` times, atomically."""
+def png_bytes(picture: np.ndarray, scale: int = 1) -> bytes:
+    """One uint8 (H, W, 1 to 4) picture as a PNG file, each pixel enlarged `scale` times."""
     try:
         from PIL import Image
     except ImportError as error:
         raise missing_extra("Pillow", "edge") from error
     picture = picture.repeat(scale, axis=0).repeat(scale, axis=1)
-    # A lone second channel is no alpha channel: show the first two as red and green.
-    if picture.shape[-1] == 2:
-        picture = np.concatenate([picture, np.zeros_like(picture[..., :1])], axis=-1)
+    # Pillow takes grey and alpha, like every other image, by the number of channels.
     image = Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def save_png(picture: np.ndarray, path: str | os.PathLike, scale: int = 1) -> None:
+    """Write `png_bytes` to a file, atomically."""
+    data = png_bytes(picture, scale)
     with atomic_file(path) as temporary:
-        image.save(temporary, format="PNG")
+        temporary.write_bytes(data)
 
 
 def save_images(images: np.ndarray, path: str | os.PathLike) -> None:
@@ -59,8 +76,8 @@ def save_images(images: np.ndarray, path: str | os.PathLike) -> None:
         with atomic_file(path) as temporary, open(temporary, "wb") as file:
             np.save(file, images)
         return
-    # Small images are enlarged so that a person can see them; 256 pixels a side is plenty.
-    scale = max(1, 64 // max(images.shape[1:3]))
+    # Small images are enlarged so that a person can see them.
+    scale = max(1, 48 // max(images.shape[1:3]))
     save_png(image_grid(images), path, scale)
 
 

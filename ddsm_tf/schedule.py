@@ -144,7 +144,9 @@ class StepSchedule:
             if not isinstance(value[key], list):
                 raise invalid(key, value[key], "must be a list")
         fields = {key: value[key] for key in value if key not in ("format", "version")}
-        return cls(**{**fields, "timesteps": tuple(value["timesteps"]), "widths": tuple(value["widths"])})
+        return cls(
+            **{**fields, "timesteps": tuple(value["timesteps"]), "widths": tuple(value["widths"])}
+        )
 
     def save(self, path: str | os.PathLike, *, overwrite: bool = True) -> None:
         """Write `schedule.json`, atomically."""

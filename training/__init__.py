@@ -1,1 +1,1 @@
-""""""
+"""Programs around the library: presets, data, training, search, evaluation, report."""

@@ -16,6 +16,7 @@ from ddsm_tf.models.layers import (
     SlimmableConv2D,
     SlimmableDense,
     SlimmableGroupNorm,
+    over_pixels,
 )
 
 
@@ -105,7 +106,7 @@ class ResidualBlock(Block):
 
     def call(self, x: Any, embedding: Any, width: float = 1.0, training: bool = False) -> Any:
         h = self.input_conv(ops.silu(self.input_norm(x, width=width)), width=width)
-        h = h + self.timestep_dense(ops.silu(embedding), width=width)[:, None, None, :]
+        h = h + over_pixels(self.timestep_dense(ops.silu(embedding), width=width))
         h = ops.silu(self.output_norm(h, width=width))
         if self.dropout:
             h = self.output_dropout(h, training=training)

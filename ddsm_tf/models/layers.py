@@ -54,15 +54,20 @@ def slice_parts(weight: Any, parts: tuple[ChannelAxis, ...], width: float, axis:
     A kernel whose input is `[h, skip]` holds the channels of `h` first, then those of `skip`. Each
     part is sliced by itself, so that a channel meets its own weights at every width.
     """
+    if all(part.active(width) == part.channels for part in parts):
+        return weight
     pieces, offset = [], 0
     for part in parts:
         index = [slice(None)] * len(weight.shape)
         index[axis] = slice(offset, offset + part.active(width))
         pieces.append(weight[tuple(index)])
         offset += part.channels
-    if all(part.active(width) == part.channels for part in parts):
-        return weight
     return pieces[0] if len(pieces) == 1 else ops.concatenate(pieces, axis=axis)
+
+
+def over_pixels(per_channel: Any) -> Any:
+    """(N, C) → (N, 1, 1, C), to be broadcast over the pixels of (N, H, W, C)."""
+    return ops.reshape(per_channel, (-1, 1, 1, per_channel.shape[-1]))
 
 
 class SlimmableLayer(keras.layers.Layer):
@@ -89,9 +94,7 @@ class SlimmableLayer(keras.layers.Layer):
 
     def assign_slices(self, wide: SlimmableLayer, width: float) -> None:
         """Copy the slices that `wide` uses at `width` into this narrower layer."""
-        for (target, _), (weight, axes) in zip(
-            self.weight_axes(), wide.weight_axes(), strict=True
-        ):
+        for (target, _), (weight, axes) in zip(self.weight_axes(), wide.weight_axes(), strict=True):
             value = ops.convert_to_tensor(weight)
             for axis, parts in axes.items():
                 value = slice_parts(value, parts, width, axis)
@@ -138,7 +141,10 @@ class SlimmableConv2D(SlimmableLayer):
         self.built = True
 
     def weight_axes(self):
-        return [(self.kernel, {2: self.inputs, 3: (self.outputs,)}), (self.bias, {0: (self.outputs,)})]
+        return [
+            (self.kernel, {2: self.inputs, 3: (self.outputs,)}),
+            (self.bias, {0: (self.outputs,)}),
+        ]
 
     def call(self, x: Any, width: float = 1.0) -> Any:
         kernel, bias = self.weights_at(width)
@@ -245,11 +251,11 @@ class SlimmableGroupNorm(SlimmableLayer):
 
         wide = ops.cast(x, "float32")
         mean = group_mean(ops.mean(wide, axis=(1, 2)))
-        centred = wide - mean[:, None, None, :]
-        variance = group_mean(ops.mean(ops.square(centred), axis=(1, 2)))
-        scale = gamma * ops.rsqrt(variance + self.epsilon)
-        y = centred * scale[:, None, None, :] + beta
-        return ops.cast(y, self.compute_dtype)
+        # E[x²] - E[x]² reads the features once; rounding may take it just below zero.
+        variance = group_mean(ops.mean(ops.square(wide), axis=(1, 2))) - ops.square(mean)
+        scale = gamma * ops.rsqrt(ops.maximum(variance, 0.0) + self.epsilon)
+        shift = beta - mean * scale
+        return ops.cast(wide * over_pixels(scale) + over_pixels(shift), self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "inputs": self.inputs, "epsilon": self.epsilon}

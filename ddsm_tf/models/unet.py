@@ -138,7 +138,9 @@ class SlimmableUNet(keras.Model):
         for level in reversed(range(len(axes))):
             stages = []
             for _ in range(self.blocks_per_level + 1):
-                stages.append([block((h, skips.pop()), axes[level]), *self._attention(level, axes[level])])
+                stages.append(
+                    [block((h, skips.pop()), axes[level]), *self._attention(level, axes[level])]
+                )
                 h = axes[level]
             if level:
                 stages.append([Upsample(h)])

@@ -1,0 +1,275 @@
+"""The `ddsm` command. Heavy modules load inside the commands, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ddsm_tf.errors import InputError, MissingExtraError, missing_extra
+
+try:
+    import click
+except ImportError:
+    click = None
+
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 failure, 2 bad input, 130 interrupted."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code. Every error is one line on stderr."""
+    if click is None:
+        return _say(str(missing_extra("click", "train")), FAILED)
+    try:
+        return commands.main(args=arguments, prog_name="ddsm", standalone_mode=False) or DONE
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help())
+        return BAD_INPUT
+    except click.ClickException as error:
+        return _say(error.format_message(), BAD_INPUT)
+    except InputError as error:
+        return _say(str(error), BAD_INPUT)
+    except (KeyboardInterrupt, click.Abort) as error:
+        return _say(str(error) or "interrupted", INTERRUPTED)
+    except MissingExtraError as error:
+        return _say(str(error), FAILED)
+    except OSError as error:
+        where = f"`{error.filename}`: " if error.filename else ""
+        return _say(f"{where}{error.strerror or error}", FAILED)
+    except Exception as error:
+        if os.environ.get("DDSM_DEBUG"):
+            raise
+        lines = str(error).strip().splitlines()
+        reason = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+        return _say(f"{reason} (set DDSM_DEBUG=1 for the traceback)", FAILED)
+
+
+def _say(message: str, code: int) -> int:
+    print("ddsm: " + " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+def _group() -> Any:
+    """The command group; built in a function because click may be absent."""
+
+    @click.group(context_settings={"help_option_names": ["-h", "--help"]})
+    @click.version_option(package_name="ddsm_tf")
+    def group() -> None:
+        """Step-aware diffusion: train a slimmable UNet, search which width each step needs,
+        sample and export."""
+
+    for command in (demo, presets, train, search, sample, evaluate, export, report):
+        group.add_command(command)
+    return group
+
+
+if click is not None:
+    schedule_option = click.option(
+        "--schedule",
+        metavar="FILE|full|uniform:W",
+        help="Step schedule; the searched one by default, full width where none was searched.",
+    )
+    sampler_option = click.option(
+        "--sampler",
+        type=click.Choice(["ddim", "ddpm"]),
+        default="ddim",
+        show_default=True,
+        help="Sampler of full and uniform:W.",
+    )
+    steps_option = click.option(
+        "--steps", type=click.IntRange(min=1), help="Sampler steps; the run's default if left out."
+    )
+    run_argument = click.argument("run", metavar="RUN")
+    seed_option = click.option(
+        "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True
+    )
+    overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what is there.")
+
+    @click.command()
+    @click.option("--out", default="ddsm-demo", show_default=True, help="Run folder.")
+    def demo(out: str) -> None:
+        """All three stages, export and report on real handwritten digits."""
+        quiet_tensorflow()
+        from ddsm_tf.training.demo import run_demo
+
+        run_demo(out, click.echo)
+
+    @click.command()
+    def presets() -> None:
+        """List the presets."""
+        from ddsm_tf.training.presets import ABOUT, PRESETS
+
+        for name, config in PRESETS.items():
+            click.echo(f"{name:15} {ABOUT[name]}")
+            click.echo(f"{'':15} data {config.data}, {config.steps:,} steps of {config.batch_size}")
+
+    @click.command()
+    @click.argument("preset")
+    @click.option("--out", required=True, help="Run folder.")
+    @click.option("--data", metavar="SOURCE", help="digits, npz:FILE[:KEY], folder:DIR, tfds:NAME")
+    @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Configuration.")
+    @click.option("--steps", type=click.IntRange(min=1), help="Training steps in all.")
+    @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint.")
+    def train(
+        preset: str, out: str, data: str, changes: tuple[str, ...], steps: int, resume: bool
+    ) -> None:
+        """Train a slimmable UNet on every width at once."""
+        from ddsm_tf.training.presets import get_preset
+
+        config = get_preset(preset).changed(changes)
+        config = config.changed([f"data={data}"] if data else [])
+        config = config.changed([f"steps={steps}"] if steps else [])
+        quiet_tensorflow()
+        from ddsm_tf.training.train import open_run
+        from ddsm_tf.training.train import train as train_run
+
+        run = open_run(out, config, resume=resume)
+        train_run(run)
+        click.echo(f"trained {config.steps} steps: {run.weights_path}")
+
+    @click.command()
+    @run_argument
+    @sampler_option
+    @steps_option
+    @click.option("--cost", default="macs", show_default=True, metavar="macs|latency:FILE")
+    @click.option("--trials", type=click.IntRange(min=1), help="Schedules to try.")
+    @click.option("--images", type=click.IntRange(min=2), help="Images a trial.")
+    @seed_option
+    @click.option("--resume", is_flag=True, help="Go on with an interrupted search.")
+    def search(run: str, resume: bool, **options: Any) -> None:
+        """Search which width each step needs."""
+        opened = _open_run(run)
+        from ddsm_tf.training.search import search_run
+
+        click.echo(search_run(opened, resume=resume, **options))
+
+    @click.command()
+    @run_argument
+    @schedule_option
+    @sampler_option
+    @steps_option
+    @click.option("-n", "count", type=click.IntRange(min=1), default=64, show_default=True)
+    @seed_option
+    @click.option("-o", "out", required=True, metavar="FILE.png|FILE.npy")
+    def sample(
+        run: str, schedule: str, sampler: str, steps: int, count: int, seed: int, out: str
+    ) -> None:
+        """Sample images: a grid as PNG, or uint8 NHWC as NPY."""
+        from ddsm_tf.images import check_image_path
+
+        check_image_path(out)
+        opened = _open_run(run)
+        from ddsm_tf.training.sample import sample_to_file
+
+        chosen = opened.schedule(schedule, sampler=sampler, steps=steps)
+        sample_to_file(opened, chosen, count, seed, out)
+        click.echo(out)
+
+    @click.command()
+    @run_argument
+    @schedule_option
+    @sampler_option
+    @steps_option
+    @click.option("-n", "count", type=click.IntRange(min=2), help="Images to compare.")
+    @seed_option
+    @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+    def evaluate(
+        run: str, schedule: str, sampler: str, steps: int, count: int, seed: int, as_json: bool
+    ) -> None:
+        """Distance to the real images, MACs, share of the full cost, seconds an image."""
+        opened = _open_run(run)
+        from ddsm_tf.training.evaluate import evaluate_run
+
+        chosen = opened.schedule(schedule, sampler=sampler, steps=steps)
+        result = evaluate_run(opened, chosen, count, seed)
+        if as_json:
+            click.echo(json.dumps(result, indent=2))
+        else:
+            for key, value in result.items():
+                click.echo(
+                    f"{key:15} {value:.6g}" if isinstance(value, float) else f"{key:15} {value}"
+                )
+
+    @click.command()
+    @run_argument
+    @click.argument("kind", type=click.Choice(["savedmodel", "tflite", "bundle"]))
+    @click.option("-o", "out", required=True, metavar="DIR")
+    @click.option(
+        "--quantize",
+        type=click.Choice(["none", "float16", "dynamic", "int8"]),
+        default="none",
+        show_default=True,
+    )
+    @schedule_option
+    @overwrite_option
+    def export(
+        run: str, kind: str, out: str, quantize: str, schedule: str, overwrite: bool
+    ) -> None:
+        """Export every width: SavedModel, TFLite, or the bundle for `ddsm-edge`."""
+        opened = _open_run(run)
+        from ddsm_tf.training.export import export_run
+
+        chosen = opened.schedule(schedule)
+        click.echo(export_run(opened, kind, chosen, out, quantize=quantize, overwrite=overwrite))
+
+    @click.command()
+    @run_argument
+    def report(run: str) -> None:
+        """Write one self-contained report.html."""
+        opened = _open_run(run)
+        from ddsm_tf.training.report import write_report
+
+        click.echo(write_report(opened))
+
+    commands = _group()
+
+
+def _open_run(path: str) -> Any:
+    from ddsm_tf.training.run import Run
+
+    run = Run.open(path)
+    quiet_tensorflow()
+    return run
+
+
+def quiet_tensorflow() -> None:
+    """Import TensorFlow without its start-up lines about drivers and compilers.
+
+    They are written by native code to file descriptor 2 before any log level is read, so the
+    descriptor itself is turned aside for the time of the import.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if os.environ.get("DDSM_DEBUG"):
+        return
+    _without_stderr(_start_tensorflow)
+
+
+def _start_tensorflow() -> None:
+    try:
+        import tensorflow as tf
+    except ImportError:
+        return
+    tf.config.list_logical_devices()
+
+
+def _without_stderr(action: Callable[[], None]) -> None:
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        action()
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+if __name__ == "__main__":
+    main()

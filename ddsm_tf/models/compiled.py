@@ -1,0 +1,67 @@
+"""One compiled inference graph per width."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+
+class CompiledDenoiser:
+    """`denoise(x, t, width)` over a `SlimmableUNet`, NumPy in and out.
+
+    The graph of a width is compiled at its first call and reads the weights at each call, so
+    it may be kept while training goes on.
+
+    Args:
+        unet: the network.
+    """
+
+    def __init__(self, unet: Any) -> None:
+        self._unet = unet
+        self._compiled: dict[float, Callable] = {}
+
+    def __call__(self, x: np.ndarray, t: int | np.ndarray, width: float) -> np.ndarray:
+        """ε for x, float32 (N, H, W, C), at timestep t, a scalar or (N,)."""
+        if width not in self._compiled:
+            self._compiled[width] = _compile(self._unet, self._unet.check_width(width))
+        timesteps = np.broadcast_to(np.asarray(t, np.float32), (len(x),))
+        return np.asarray(self._compiled[width](x, timesteps), np.float32)
+
+
+def _compile(unet: Any, width: float) -> Callable:
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        return _compile_tensorflow(unet, width)
+    if backend == "jax":
+        return _compile_jax(unet, width)
+    return lambda x, t: keras.ops.convert_to_numpy(unet(x, t, width=width))
+
+
+def _compile_tensorflow(unet: Any, width: float) -> Callable:
+    import tensorflow as tf
+
+    # A free batch axis: the last, smaller batch must not be traced again.
+    signature = [
+        tf.TensorSpec((None, *unet.image_shape), tf.float32),
+        tf.TensorSpec((None,), tf.float32),
+    ]
+    graph = tf.function(lambda x, t: unet(x, t, width=width), input_signature=signature)
+    return lambda x, t: tf.cast(graph(x, t), tf.float32)
+
+
+def _compile_jax(unet: Any, width: float) -> Callable:
+    import jax
+
+    @jax.jit
+    def forward(trainable: list, non_trainable: list, x: Any, t: Any) -> Any:
+        return unet.stateless_call(trainable, non_trainable, x, t, width=width)[0]
+
+    def run(x: Any, t: Any) -> Any:
+        trainable = [variable.value for variable in unet.trainable_variables]
+        non_trainable = [variable.value for variable in unet.non_trainable_variables]
+        return forward(trainable, non_trainable, x, t)
+
+    return run

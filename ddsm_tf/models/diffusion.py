@@ -1,0 +1,304 @@
+"""The model that trains a slimmable UNet through plain Keras `fit`, and samples from it."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from ddsm_tf.errors import InputError, invalid
+from ddsm_tf.models.compiled import CompiledDenoiser
+from ddsm_tf.models.layers import PACKAGE
+from ddsm_tf.models.optimizers import _ClipReducedGradients
+from ddsm_tf.models.replicas import (
+    replica_count,
+    replica_index,
+    runs_on_several_hosts,
+    strategy_replicas,
+)
+from ddsm_tf.models.unet import SlimmableUNet
+from ddsm_tf.noise import NoiseTable
+from ddsm_tf.sampling import clip_to_range, sample_images
+from ddsm_tf.schedule import StepSchedule
+
+
+def loss_name(width: float) -> str:
+    """The log entry of a width's loss, such as `loss_0.5`."""
+    return f"loss_{width:g}"
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class DiffusionModel(keras.Model):
+    """Trains a `SlimmableUNet` to predict noise at every width, and samples images.
+
+    Each step runs the widest, the narrowest and some random middle widths on the same x_t, t and
+    noise and sums their losses (the sandwich rule: Yu and Huang, 2019, arXiv 1903.05134; DDSM,
+    section 3.2). The middle widths are drawn on the host and every choice has a compiled step of
+    its own, so slicing stays static; with `steps_per_execution` > 1 a choice holds that long.
+
+    Under `tf.distribute` each replica takes its rows of the timesteps and the noise of the global
+    batch, so the loss is that of one device on the same batch.
+
+    Args:
+        unet: the network.
+        noise_table: the forward process.
+        middle_widths: how many random middle widths a step trains; more than there are means all.
+        distillation: in [0, 1], the share of a narrower width's target that is the widest
+            width's output (in place, no gradient) and not the noise.
+        seed: fixes timesteps, noise and the choice of widths.
+
+    Call arguments:
+        images: float (N, H, W, C) in [-1, 1].
+        training: the sandwich's widths if true, every width if not.
+
+    Returns:
+        Width's log name → its squared error per image, float32 (N,).
+
+    Raises:
+        InputError: an argument breaks its rule, or the images are integers.
+
+    Example:
+        >>> model = DiffusionModel(SlimmableUNet(), NoiseTable.linear(1000))
+        >>> model.compile(Adam(2e-4, use_ema=True, ema_momentum=0.9999))
+        >>> model.fit(dataset, epochs=10)
+        >>> images = model.sample(StepSchedule.load("schedule.json"), 64, seed=0)
+    """
+
+    def __init__(
+        self,
+        unet: SlimmableUNet,
+        noise_table: NoiseTable,
+        middle_widths: int = 1,
+        distillation: float = 0.0,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if middle_widths < 0:
+            raise invalid("middle_widths", middle_widths, "must be 0 or more")
+        if not 0.0 <= distillation <= 1.0:
+            raise invalid("distillation", distillation, "must lie in [0, 1]")
+        self.unet = unet
+        self.noise_table = noise_table
+        self.middle_widths = middle_widths
+        self.distillation = float(distillation)
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.loss_trackers = {
+            width: keras.metrics.Mean(name=loss_name(width)) for width in unet.widths
+        }
+        self.denoise = CompiledDenoiser(unet)
+        self._training_widths = unet.widths
+        self.built = True
+
+    def compile(self, optimizer: Any = None, **kwargs: Any) -> None:
+        """Keras's `compile`; the loss is the model's own.
+
+        Raises:
+            InputError: `global_clipnorm` with a plain Keras optimizer on several replicas.
+        """
+        clips = getattr(optimizer, "global_clipnorm", None) is not None
+        if clips and strategy_replicas() > 1 and not isinstance(optimizer, _ClipReducedGradients):
+            raise InputError(
+                "`global_clipnorm` of a Keras optimizer clips each replica's gradient by itself; "
+                "use ddsm_tf.models.Adam, which clips the global batch's"
+            )
+        super().compile(optimizer=optimizer, **kwargs)
+
+    def call(self, images: Any, training: bool = False) -> dict[str, Any]:
+        images = self._check_images(images)
+        t, noise = self._draw(ops.shape(images)[0])
+        signal_scale, noise_scale = (
+            ops.take(scale.astype(np.float32), t)[:, None, None, None]
+            for scale in self.noise_table.signal_and_noise_scale()
+        )
+        x_t = signal_scale * images + noise_scale * noise
+        widths = self._training_widths if training else self.unet.widths
+        losses = self._loss_per_width(x_t, t, noise, widths, training)
+        self.add_loss(sum(ops.mean(loss) for loss in losses.values()))
+        return losses
+
+    def _loss_per_width(
+        self, x_t: Any, t: Any, noise: Any, widths: Sequence[float], training: bool
+    ) -> dict[str, Any]:
+        """Squared error of each width (DDPM, equation 14); the narrower may imitate the widest."""
+        losses, teacher = {}, None
+        for width in widths:
+            epsilon = ops.cast(self.unet(x_t, t, width=width, training=training), "float32")
+            loss = ops.mean(ops.square(epsilon - noise), axis=(1, 2, 3))
+            if teacher is None:
+                teacher = ops.stop_gradient(epsilon)
+            elif training and self.distillation:
+                imitation = ops.mean(ops.square(epsilon - teacher), axis=(1, 2, 3))
+                loss = (1.0 - self.distillation) * loss + self.distillation * imitation
+            losses[loss_name(width)] = loss
+        return losses
+
+    def _draw(self, batch: Any) -> tuple[Any, Any]:
+        """This replica's rows of the global batch's timesteps, int32 (N,), and noise."""
+        rows, first = batch * replica_count(), batch * replica_index()
+        t = keras.random.randint(
+            (rows,), 0, self.noise_table.train_timesteps, seed=self.seed_generator
+        )
+        noise = keras.random.normal(
+            (rows, *self.unet.image_shape), dtype="float32", seed=self.seed_generator
+        )
+        if replica_count() == 1:
+            return t, noise
+        mine = first + ops.arange(batch)
+        return ops.take(t, mine, axis=0), ops.take(noise, mine, axis=0)
+
+    def _check_images(self, images: Any) -> Any:
+        expected = self.unet.image_shape
+        if len(images.shape) != 4 or tuple(images.shape[1:]) != expected:
+            raise invalid("images", tuple(images.shape), f"must have the shape (N, *{expected})")
+        if not keras.backend.is_float_dtype(images.dtype):
+            rule = "must be floats in [-1, 1]; see ddsm_tf.images.to_float"
+            raise invalid("images", f"dtype {images.dtype}", rule)
+        return ops.cast(images, "float32")
+
+    def compute_metrics(
+        self, x: Any, y: Any, y_pred: dict[str, Any], sample_weight: Any = None
+    ) -> dict[str, Any]:
+        """Update each trained width's mean loss."""
+        for tracker in self.loss_trackers.values():
+            if tracker.name in y_pred:
+                tracker.update_state(y_pred[tracker.name])
+        results = self.get_metrics_result()
+        if runs_on_several_hosts():
+            # Keras 3.15 averages logs over their first axis there, and scalars have none.
+            results = {name: ops.reshape(value, (1,)) for name, value in results.items()}
+        return results
+
+    def make_train_function(self, force: bool = False) -> None:
+        """One compiled step per choice of middle widths; the host picks which to run."""
+        if self.train_function is not None and not force:
+            return
+        steps = {}
+        for choice in self._sandwiches():
+            # A function of its own each: JAX would share one trace between equal functions.
+            self.train_step = self._step_at(choice)
+            super().make_train_function(force=True)
+            steps[choice] = self.train_function
+        del self.train_step
+        position = itertools.count(int(self.optimizer.iterations), self.steps_per_execution)
+
+        def train_function(*arguments: Any) -> Any:
+            return steps[self._choose_sandwich(next(position))](*arguments)
+
+        self.train_function = train_function
+
+    def _step_at(self, widths: tuple[float, ...]) -> Callable:
+        train_step = type(self).train_step
+
+        def step(*arguments: Any) -> Any:
+            # Runs while the step is traced: the widths become part of the compiled graph.
+            self._training_widths = widths
+            try:
+                return train_step(self, *arguments)
+            finally:
+                self._training_widths = self.unet.widths
+
+        return step
+
+    def _sandwiches(self) -> list[tuple[float, ...]]:
+        """Every set of widths that a step may train, each widest first."""
+        widest, *rest = self.unet.widths
+        if not rest:
+            return [(widest,)]
+        *middle, narrowest = rest
+        drawn = min(self.middle_widths, len(middle))
+        return [(widest, *some, narrowest) for some in itertools.combinations(middle, drawn)]
+
+    def _choose_sandwich(self, step: int) -> tuple[float, ...]:
+        """The widths of a step: a pure function of seed and step, so a resumed run agrees."""
+        choices = self._sandwiches()
+        return choices[np.random.default_rng([self.seed, step]).integers(len(choices))]
+
+    @contextlib.contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Run the block with the optimizer's moving average as weights, then put them back."""
+        average = _moving_average(self.optimizer)
+        if average is None:
+            yield
+            return
+        variables = self.trainable_variables
+        raw = [ops.convert_to_numpy(variable) for variable in variables]
+        for variable, mean in zip(variables, average, strict=True):
+            variable.assign(mean)
+        try:
+            yield
+        finally:
+            for variable, value in zip(variables, raw, strict=True):
+                variable.assign(value)
+
+    def sample(
+        self,
+        schedule: StepSchedule,
+        count: int,
+        seed: int = 0,
+        *,
+        batch_size: int = 64,
+        clip: bool = True,
+        on_step: Callable[[int], None] | None = None,
+    ) -> np.ndarray:
+        """Sample images with the model's present weights (after `fit` with EMA: the average).
+
+        Args:
+            schedule: timesteps and widths.
+            count: number of images N.
+            seed: image i depends on seed and i only.
+            batch_size: images at a time.
+            clip: clip each step's estimate of the image to [-1, 1].
+            on_step: called after every step of every batch with the step's index.
+
+        Returns:
+            uint8 (N, H, W, C).
+
+        Raises:
+            InputError: the schedule has a width or a number of timesteps that is not the model's.
+        """
+        schedule.check_model(self.unet.widths, self.noise_table.train_timesteps)
+        return sample_images(
+            self.denoise,
+            schedule,
+            self.noise_table,
+            self.unet.image_shape,
+            count,
+            seed=seed,
+            batch_size=batch_size,
+            clip=clip_to_range if clip else None,
+            on_step=on_step,
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "unet": keras.saving.serialize_keras_object(self.unet),
+            "noise_table": self.noise_table.to_dict(),
+            "middle_widths": self.middle_widths,
+            "distillation": self.distillation,
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> DiffusionModel:
+        config = dict(config)
+        config["unet"] = keras.saving.deserialize_keras_object(
+            config["unet"], custom_objects=custom_objects
+        )
+        config["noise_table"] = NoiseTable.from_dict(config["noise_table"])
+        return cls(**config)
+
+
+def _moving_average(optimizer: Any) -> list[Any] | None:
+    """The optimizer's averaged variables, or None before the first step or without `use_ema`."""
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    if optimizer is None or not optimizer.use_ema or int(optimizer.iterations) == 0:
+        return None
+    return optimizer._model_variables_moving_average

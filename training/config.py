@@ -1,0 +1,201 @@
+"""The configuration of a run: every number needed to rebuild it, as one flat, validated record."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ddsm_tf.errors import InputError, invalid
+from ddsm_tf.files import read_json, write_json
+
+FORMAT = "ddsm-run"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What `config.json` holds. Every field but `preset` can be set with `--set field=value`.
+
+    Attributes:
+        preset: name of the preset the run started from.
+        data: image source; see `ddsm_tf.training.data`.
+        image_size: side in pixels; images are resized and cropped to it.
+        channels: 1 (grey) to 4 (RGBA).
+        base_channels, channel_multipliers, attention_resolutions, blocks_per_level, widths,
+            dropout: see `ddsm_tf.models.SlimmableUNet`.
+        train_timesteps, beta_start, beta_end: the linear noise table.
+        middle_widths, distillation: see `ddsm_tf.models.DiffusionModel`.
+        steps: training steps in all.
+        batch_size: images a step, over all devices.
+        learning_rate, warmup_steps: Adam's rate, and the steps of its linear rise.
+        learning_rate_decay: "constant" or "cosine" (to 5 % of the rate at the last step).
+        ema_momentum: of the moving average of the weights.
+        clip_norm: global norm that gradients are clipped to.
+        horizontal_flip: mirror half of the images.
+        mixed_precision: "float32" or "mixed_bfloat16".
+        jit_compile: compile steps with XLA.
+        checkpoint_every, log_every, sample_every: in steps; 0 turns sample grids off.
+        seed: fixes the weights, the order of the data, noise and widths.
+        sampling_steps: DDIM steps of search and evaluation unless told otherwise.
+        search_segments, search_trials, search_images: defaults of `ddsm search`.
+
+    Raises:
+        InputError: a value has the wrong type or leaves its range.
+    """
+
+    preset: str
+    data: str
+    image_size: int
+    channels: int
+    base_channels: int = 128
+    channel_multipliers: tuple[int, ...] = (1, 2, 2, 2)
+    attention_resolutions: tuple[int, ...] = (16,)
+    blocks_per_level: int = 2
+    widths: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
+    dropout: float = 0.0
+    train_timesteps: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    middle_widths: int = 1
+    distillation: float = 0.0
+    steps: int = 100_000
+    batch_size: int = 128
+    learning_rate: float = 2e-4
+    warmup_steps: int = 1000
+    learning_rate_decay: str = "constant"
+    ema_momentum: float = 0.999
+    clip_norm: float = 1.0
+    horizontal_flip: bool = False
+    mixed_precision: str = "float32"
+    jit_compile: bool = False
+    checkpoint_every: int = 1000
+    log_every: int = 50
+    sample_every: int = 1000
+    seed: int = 0
+    sampling_steps: int = 50
+    search_segments: int = 10
+    search_trials: int = 200
+    search_images: int = 2048
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = _coerce(field.name, getattr(self, field.name), field.type)
+            object.__setattr__(self, field.name, value)
+            _check_range(field.name, value)
+
+    def changed(self, assignments: Iterable[str]) -> RunConfig:
+        """A copy with `key=value` texts applied, as given to `--set`.
+
+        Raises:
+            InputError: unknown key, no "=", or a value that does not fit.
+        """
+        changes = {}
+        for assignment in assignments:
+            key, equals, text = assignment.partition("=")
+            if not equals:
+                raise invalid("--set", assignment, "must read key=value")
+            changes[key] = _parse(key, text)
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON value of `config.json`."""
+        return {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write `config.json`, atomically."""
+        write_json(path, self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> RunConfig:
+        """Read a `config.json`.
+
+        Raises:
+            InputError: it is missing, not JSON, of another format, or breaks a rule.
+        """
+        value = read_json(path, argument="config")
+        if not isinstance(value, Mapping) or value.get("format") != FORMAT:
+            raise InputError(f"config {path}: must be an object with the format {FORMAT!r}")
+        if value.get("version") != VERSION:
+            raise InputError(
+                f"config {path}: `version` (={value.get('version')!r}) must be {VERSION}"
+            )
+        fields = {key: value[key] for key in value if key not in ("format", "version")}
+        known = {field.name for field in dataclasses.fields(cls)}
+        if set(fields) != known:
+            missing, unknown = sorted(known - set(fields)), sorted(set(fields) - known)
+            raise InputError(f"config {path}: lacks {missing} and has unknown keys {unknown}")
+        try:
+            return cls(**fields)
+        except InputError as error:
+            raise InputError(f"config {path}: {error}") from error
+
+
+_CHOICES = {
+    "learning_rate_decay": ("constant", "cosine"),
+    "mixed_precision": ("float32", "mixed_bfloat16"),
+}
+_AT_LEAST_ZERO = {"sample_every", "warmup_steps", "middle_widths", "seed"}
+_SHARES = {"dropout", "distillation", "ema_momentum"}
+_PARSERS = {"int": int, "float": float, "str": str}
+
+
+def _field_type(key: str) -> str:
+    for field in dataclasses.fields(RunConfig):
+        if field.name == key and key != "preset":
+            return field.type
+    names = [field.name for field in dataclasses.fields(RunConfig) if field.name != "preset"]
+    close = difflib.get_close_matches(key, names, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(names)}"
+    raise invalid("--set", key, f"is no field of the configuration; {hint}")
+
+
+def _parse(key: str, text: str) -> Any:
+    """The value of a `--set` text, by the field's type."""
+    kind = _field_type(key)
+    try:
+        if kind == "bool":
+            return {"true": True, "false": False}[text.lower()]
+        if kind.startswith("tuple"):
+            item = _PARSERS[kind[6:].split(",")[0]]
+            return tuple(item(part) for part in text.split(",") if part.strip())
+        return _PARSERS[kind](text)
+    except (ValueError, KeyError) as error:
+        names = {"bool": "true or false", "int": "an integer", "float": "a number"}
+        rule = names.get(kind, "numbers separated by commas")
+        raise invalid("--set", f"{key}={text}", f"must be {rule}") from error
+
+
+def _coerce(key: str, value: Any, kind: str) -> Any:
+    """Check a value's type; whole numbers may stand for floats and lists for tuples."""
+    if kind.startswith("tuple"):
+        if not isinstance(value, (list, tuple)):
+            raise invalid(key, value, "must be a list of numbers")
+        item = kind[6:].split(",")[0]
+        return tuple(_coerce(key, part, item) for part in value)
+    if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    expected = {"int": int, "float": float, "str": str, "bool": bool}[kind]
+    if not isinstance(value, expected) or (kind == "int" and isinstance(value, bool)):
+        raise invalid(key, value, f"must be of the type {kind}")
+    if kind == "float" and not math.isfinite(value):
+        raise invalid(key, value, "must be finite")
+    return value
+
+
+def _check_range(key: str, value: Any) -> None:
+    if key in _CHOICES:
+        if value not in _CHOICES[key]:
+            raise invalid(key, value, f"must be one of {', '.join(_CHOICES[key])}")
+    elif key in _SHARES:
+        if not 0.0 <= value <= 1.0:
+            raise invalid(key, value, "must lie in [0, 1]")
+    elif key in _AT_LEAST_ZERO:
+        if value < 0:
+            raise invalid(key, value, "must be 0 or more")
+    elif isinstance(value, (int, float)) and not isinstance(value, bool) and value <= 0:
+        raise invalid(key, value, "must be above 0")

@@ -1,0 +1,93 @@
+"""Named configurations to start from."""
+
+from __future__ import annotations
+
+from ddsm_tf.errors import invalid
+from ddsm_tf.training.config import RunConfig
+
+DIGITS = RunConfig(
+    preset="digits",
+    data="digits",
+    image_size=8,
+    channels=1,
+    base_channels=32,
+    channel_multipliers=(1, 2),
+    attention_resolutions=(),
+    blocks_per_level=1,
+    middle_widths=2,
+    steps=1500,
+    batch_size=64,
+    learning_rate=2e-3,
+    learning_rate_decay="cosine",
+    warmup_steps=60,
+    ema_momentum=0.995,
+    checkpoint_every=250,
+    log_every=25,
+    sample_every=250,
+    sampling_steps=25,
+    search_segments=5,
+    search_trials=48,
+    search_images=512,
+)
+
+FASHION_MNIST = RunConfig(
+    preset="fashion_mnist",
+    data="tfds:fashion_mnist:train",
+    image_size=16,
+    channels=1,
+    base_channels=32,
+    channel_multipliers=(1, 2),
+    attention_resolutions=(8,),
+    blocks_per_level=2,
+    middle_widths=1,
+    steps=12_000,
+    batch_size=64,
+    learning_rate=1e-3,
+    learning_rate_decay="cosine",
+    warmup_steps=200,
+    horizontal_flip=True,
+    checkpoint_every=500,
+    sample_every=1000,
+    search_trials=150,
+    search_images=1024,
+)
+
+# Settings of the DDPM and DDSM papers for 32 × 32 images.
+CIFAR10 = RunConfig(
+    preset="cifar10",
+    data="tfds:cifar10:train",
+    image_size=32,
+    channels=3,
+    dropout=0.1,
+    steps=450_000,
+    batch_size=256,
+    learning_rate=4e-4,
+    warmup_steps=5000,
+    ema_momentum=0.9999,
+    horizontal_flip=True,
+    checkpoint_every=5000,
+    log_every=100,
+    sample_every=5000,
+    search_segments=20,
+    search_trials=500,
+    search_images=4096,
+)
+
+PRESETS = {preset.preset: preset for preset in (DIGITS, FASHION_MNIST, CIFAR10)}
+
+ABOUT = {
+    "digits": "real handwritten digits of scikit-learn, 8×8 grey; minutes on two CPU cores",
+    "fashion_mnist": "Fashion-MNIST at 16×16 grey; hours on two CPU cores",
+    "cifar10": "CIFAR-10 at 32×32, the papers' settings; days on one accelerator",
+}
+
+
+def get_preset(name: str) -> RunConfig:
+    """The preset of that name.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name not in PRESETS:
+        raise invalid("PRESET", name, f"must be one of {', '.join(PRESETS)}")
+    return PRESETS[name]

@@ -1,0 +1,207 @@
+"""`report.html`: one self-contained page of what a run gave."""
+
+from __future__ import annotations
+
+import base64
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddsm_tf.cost import cost_fraction, forward_cost
+from ddsm_tf.files import atomic_file, read_json
+from ddsm_tf.images import image_grid, png_bytes
+from ddsm_tf.schedule import StepSchedule
+from ddsm_tf.search.pareto import read_pareto
+from ddsm_tf.training.callbacks import read_history
+from ddsm_tf.training.plots import loss_plot, pareto_plot, schedule_plot, to_png
+from ddsm_tf.training.run import Run
+from ddsm_tf.training.sample import sample_with_bar
+
+GRID_IMAGES = 64
+SEED = 0
+PLOTTED_SCHEDULES = 4
+
+
+def write_report(run: Run) -> Path:
+    """Write `report.html` into the run folder; sections without results are left out.
+
+    Returns:
+        Its path.
+
+    Raises:
+        InputError: the run has no weights, or its search results are broken.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("ddsm_tf.training"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    page = environment.get_template("report.html.j2").render(_content(run))
+    path = run.path / "report.html"
+    with atomic_file(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return path
+
+
+def _content(run: Run) -> dict[str, Any]:
+    unet = run.load_unet()
+    costs = _costs(unet)
+    macs = {cost["width"]: cost["macs"] for cost in costs}
+    schedule = run.schedule(None)
+    searched = run.schedule_path.exists()
+    result = read_search_result(run)
+    entries = read_pareto(run.path / "search" / "pareto.json") if searched else []
+    distance_name = result.get("distance_name", "distance")
+    return {
+        "title": f"ddsm_tf: {run.config.preset}, {run.config.steps:,} training steps",
+        "headline": _headline(schedule, macs, result),
+        "pictures": _pictures(run, schedule),
+        "plots": _search_plots(entries, schedule, distance_name) if entries else [],
+        "rows": _rows(entries, schedule),
+        "distance_name": distance_name,
+        "search_note": _search_note(result),
+        "costs": costs,
+        "training_plots": _training_plots(run),
+        "commands": _commands(run),
+    }
+
+
+def read_search_result(run: Run) -> dict[str, Any]:
+    """What the search measured beside the front (`search/result.json`); empty before one."""
+    path = run.path / "search" / "result.json"
+    return read_json(path, argument="search result") if path.exists() else {}
+
+
+def _headline(schedule: StepSchedule, macs: dict[float, int], result: dict[str, Any]) -> str:
+    saved = 100 * (1 - cost_fraction(schedule, macs))
+    text = f"{len(schedule)} {schedule.sampler.upper()} steps with {saved:.0f} % of the MACs saved"
+    if result:
+        text += (
+            f"; distance {result['chosen_distance']:.3f} against {result['full_distance']:.3f} "
+            f"± {result['full_spread']:.3f} at full width"
+        )
+    return text + "."
+
+
+def _search_note(result: dict[str, Any]) -> str:
+    if not result:
+        return ""
+    return (
+        f"Trials compare {result['images']} images from the same noise. The chosen schedule was "
+        f"confirmed on {len(result['confirm_seeds'])} other seeds, where full width has "
+        f"{result['full_distance']:.3f} ± {result['full_spread']:.3f} (mean and standard "
+        f"deviation) and the chosen schedule {result['chosen_distance']:.3f}."
+    )
+
+
+def _pictures(run: Run, schedule: StepSchedule) -> list[dict[str, str]]:
+    full = schedule.with_widths([max(run.config.widths)] * len(schedule))
+    real = run.load_data().images
+    rows = np.random.default_rng(SEED).permutation(len(real))[:GRID_IMAGES]
+    pictures = [
+        _picture("Real images", real[rows]),
+        _picture("Full width", sample_with_bar(run, full, GRID_IMAGES, SEED)),
+        _picture("Step-aware schedule", sample_with_bar(run, schedule, GRID_IMAGES, SEED)),
+    ]
+    edge = _edge_images(run, schedule)
+    if edge is not None:
+        pictures.append(_picture("The same schedule on LiteRT, without TensorFlow", edge))
+    return pictures
+
+
+def _edge_images(run: Run, schedule: StepSchedule) -> np.ndarray | None:
+    """Images of the run's bundle by the edge sampler, if the bundle is there."""
+    folder = run.path / "bundle"
+    if not folder.exists():
+        return None
+    from ddsm_tf.edge import Bundle, EdgeSampler
+
+    return EdgeSampler(Bundle.load(folder)).sample(GRID_IMAGES, seed=SEED, schedule=schedule)
+
+
+def _picture(caption: str, images: np.ndarray) -> dict[str, str]:
+    scale = max(1, 32 // images.shape[1])
+    return {"caption": caption, "png": _base64(png_bytes(image_grid(images), scale))}
+
+
+def _search_plots(
+    entries: list[dict[str, Any]], schedule: StepSchedule, distance_name: str
+) -> list[dict[str, str]]:
+    others = [e for e in entries if "baseline" not in e and e["schedule"] != schedule.to_dict()]
+    picked = others[:: max(1, len(others) // (PLOTTED_SCHEDULES - 1))][: PLOTTED_SCHEDULES - 1]
+    schedules = {"chosen": schedule} | {
+        f"{100 * entry['macs_fraction']:.0f} % of MACs": StepSchedule.from_dict(entry["schedule"])
+        for entry in picked
+    }
+    return [
+        _plot("Distance and cost of every trial", pareto_plot(entries, schedule, distance_name)),
+        _plot("Width at each step", schedule_plot(schedules)),
+    ]
+
+
+def _training_plots(run: Run) -> list[dict[str, str]]:
+    history = read_history(run.path / "logs" / "history.jsonl")
+    if not history:
+        return []
+    return [_plot("Loss of each width", loss_plot(history, run.config.widths))]
+
+
+def _plot(caption: str, figure: Any) -> dict[str, str]:
+    return {"caption": caption, "png": _base64(to_png(figure))}
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def _rows(entries: list[dict[str, Any]], schedule: StepSchedule) -> list[dict[str, Any]]:
+    rows = []
+    for entry in entries:
+        segments = StepSchedule.from_dict(entry["schedule"]).segments()
+        described = ", ".join(f"{steps} at {width:g}" for width, steps in segments)
+        name = f"{entry['baseline']}" if "baseline" in entry else described
+        rows.append({**entry, "name": name, "chosen": entry["schedule"] == schedule.to_dict()})
+    return rows
+
+
+def _costs(unet: Any) -> list[dict[str, Any]]:
+    costs = []
+    for width in unet.widths:
+        cost = forward_cost(unet, width)
+        costs.append({"width": width, "parameters": cost.parameters, "macs": cost.total_macs})
+    return [{**cost, "fraction": cost["macs"] / costs[0]["macs"]} for cost in costs]
+
+
+def _commands(run: Run) -> str:
+    folder = shlex.quote(run.path.name)
+    settings = _changed_settings(run)
+    return "\n".join(
+        [
+            f"ddsm train {run.config.preset} --out {folder}{settings}",
+            f"ddsm search {folder}",
+            f"ddsm sample {folder} -n 64 --seed {SEED} -o samples.png",
+            f"ddsm evaluate {folder} --json",
+            f"ddsm export {folder} bundle -o bundle",
+            f"ddsm-edge sample bundle -n 64 --seed {SEED} -o edge.png",
+            f"ddsm report {folder}",
+        ]
+    )
+
+
+def _changed_settings(run: Run) -> str:
+    """The `--set` options that turn the preset into this run's configuration."""
+    from ddsm_tf.training.presets import get_preset
+
+    preset, config = get_preset(run.config.preset).to_dict(), run.config.to_dict()
+    changed = {key: value for key, value in config.items() if value != preset[key]}
+    texts = {
+        key: ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        for key, value in changed.items()
+    }
+    return "".join(f" --set {shlex.quote(f'{key}={text}')}" for key, text in texts.items())

@@ -1,0 +1,243 @@
+"""The run folder: where a run keeps its configuration, checkpoints, weights and results."""
+
+from __future__ import annotations
+
+import os
+import re
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddsm_tf.errors import InputError, invalid
+from ddsm_tf.files import atomic_file
+from ddsm_tf.noise import NoiseTable
+from ddsm_tf.schedule import StepSchedule, even_timesteps
+from ddsm_tf.training.config import RunConfig
+from ddsm_tf.training.data import ImageSet, load_images
+
+KEPT_CHECKPOINTS = 3
+
+
+class Run:
+    """A run folder.
+
+    Attributes:
+        path: the folder.
+        config: its `config.json`.
+    """
+
+    def __init__(self, path: Path, config: RunConfig) -> None:
+        self.path = path
+        self.config = config
+
+    @classmethod
+    def create(cls, path: str | os.PathLike, config: RunConfig) -> Run:
+        """Start a run in a new or empty folder.
+
+        Raises:
+            InputError: the folder holds something already, or is a file.
+        """
+        path = Path(path)
+        if path.exists() and not path.is_dir():
+            raise invalid("--out", str(path), "is a file; name a folder")
+        if path.is_dir() and any(path.iterdir()):
+            is_run = (path / "config.json").exists()
+            remedy = "pass --resume to go on with it" if is_run else "choose a new or empty folder"
+            raise invalid("--out", str(path), f"exists and is not empty; {remedy}")
+        path.mkdir(parents=True, exist_ok=True)
+        config.save(path / "config.json")
+        return cls(path, config)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike) -> Run:
+        """Open an existing run.
+
+        Raises:
+            InputError: `path` is no run folder, or its configuration is broken.
+        """
+        path = Path(path)
+        if not (path / "config.json").is_file():
+            raise invalid("RUN", str(path), "is no run folder (no config.json); see `ddsm train`")
+        return cls(path, RunConfig.load(path / "config.json"))
+
+    @property
+    def weights_path(self) -> Path:
+        """The network with its averaged weights."""
+        return self.path / "weights.keras"
+
+    @property
+    def schedule_path(self) -> Path:
+        """The schedule that the search chose."""
+        return self.path / "schedule.json"
+
+    @property
+    def noise_table(self) -> NoiseTable:
+        """The forward process."""
+        config = self.config
+        return NoiseTable.linear(config.train_timesteps, config.beta_start, config.beta_end)
+
+    def load_data(self) -> ImageSet:
+        """The images that the run trains on."""
+        return load_images(self.config.data, self.config.image_size, self.config.channels)
+
+    def new_unet(self) -> Any:
+        """The run's architecture with fresh weights."""
+        from ddsm_tf.models import SlimmableUNet
+
+        config = self.config
+        return SlimmableUNet(
+            image_size=config.image_size,
+            channels=config.channels,
+            base_channels=config.base_channels,
+            channel_multipliers=config.channel_multipliers,
+            attention_resolutions=config.attention_resolutions,
+            blocks_per_level=config.blocks_per_level,
+            widths=config.widths,
+            dropout=config.dropout,
+            name="unet",
+        )
+
+    def load_unet(self) -> Any:
+        """The network with its averaged weights.
+
+        Raises:
+            InputError: there are none yet, the file is broken, or of another architecture.
+        """
+        import keras
+
+        from ddsm_tf.models import SlimmableUNet
+
+        if not self.weights_path.is_file():
+            raise invalid("RUN", str(self.path), "has no weights yet; see `ddsm train`")
+        try:
+            unet = keras.saving.load_model(self.weights_path, compile=False, safe_mode=True)
+        except Exception as error:  # Keras raises many types for a broken archive
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise invalid("weights", str(self.weights_path), f"cannot be read: {reason}") from error
+        if not isinstance(unet, SlimmableUNet):
+            raise invalid("weights", str(self.weights_path), "hold no SlimmableUNet")
+        expected, found = self.new_unet().get_config(), unet.get_config()
+        for key in expected:
+            if key not in ("name", "dtype") and expected[key] != found[key]:
+                rule = f"have {key} {found[key]}, but config.json says {expected[key]}"
+                raise invalid("weights", str(self.weights_path), rule)
+        return unet
+
+    def load_model(self) -> Any:
+        """A `DiffusionModel` over `load_unet`, ready to sample."""
+        from ddsm_tf.models import DiffusionModel
+
+        return DiffusionModel(self.load_unet(), self.noise_table, seed=self.config.seed)
+
+    def save_unet(self, unet: Any) -> None:
+        """Write the network, atomically."""
+        with atomic_file(self.weights_path) as temporary:
+            unet.save(temporary)
+
+    def schedule(
+        self, choice: str | None, *, sampler: str = "ddim", steps: int | None = None
+    ) -> StepSchedule:
+        """The schedule a user named.
+
+        Args:
+            choice: "full", "uniform:W", a schedule file, or None for the chosen one (full width
+                where no search has run).
+            sampler: of "full" and "uniform:W".
+            steps: of "full" and "uniform:W"; None takes the configuration's, or all for DDPM.
+
+        Raises:
+            InputError: the file is broken, or asks for what the model does not have.
+        """
+        config = self.config
+        if choice is None:
+            choice = str(self.schedule_path) if self.schedule_path.exists() else "full"
+        if choice == "full" or choice.startswith("uniform:"):
+            width = max(config.widths) if choice == "full" else _parse_width(choice)
+            if steps is None:
+                steps = config.train_timesteps if sampler == "ddpm" else config.sampling_steps
+            timesteps = even_timesteps(config.train_timesteps, steps)
+            schedule = StepSchedule.uniform(
+                width, timesteps, train_timesteps=config.train_timesteps, sampler=sampler
+            )
+        else:
+            schedule = StepSchedule.load(choice)
+        schedule.check_model(config.widths, config.train_timesteps)
+        return schedule
+
+
+def _parse_width(choice: str) -> float:
+    try:
+        return float(choice.removeprefix("uniform:"))
+    except ValueError as error:
+        raise invalid("--schedule", choice, "must be full, uniform:WIDTH or a file") from error
+
+
+class Checkpoints:
+    """The states of a run: every variable to the last bit, one `.npz` a checkpoint.
+
+    Raw weights, moving average, optimizer, random state and step, so that training goes on as
+    if it had never stopped. The newest few are kept.
+
+    Args:
+        folder: `checkpoints/` of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints there are, rising."""
+        names = (re.fullmatch(r"step_(\d+)\.npz", file.name) for file in self.folder.glob("*.npz"))
+        return sorted(int(match[1]) for match in names if match)
+
+    def file(self, step: int) -> Path:
+        """Where the checkpoint of a step lies."""
+        return self.folder / f"step_{step:08d}.npz"
+
+    def save(self, step: int, variables: Sequence[Any]) -> None:
+        """Write the variables' values, atomically; then drop the oldest checkpoints."""
+        import keras
+
+        values = {
+            f"{index:05d}": keras.ops.convert_to_numpy(variable)
+            for index, variable in enumerate(variables)
+        }
+        with atomic_file(self.file(step)) as temporary, open(temporary, "wb") as file:
+            np.savez(file, step=np.int64(step), **values)
+        for old in self.steps()[:-KEPT_CHECKPOINTS]:
+            self.file(old).unlink()
+
+    def restore_latest(self, variables: Sequence[Any]) -> int:
+        """Assign the newest checkpoint's values; returns its step, 0 if there is none.
+
+        Raises:
+            InputError: the file is broken or belongs to another architecture.
+        """
+        steps = self.steps()
+        if not steps:
+            return 0
+        file = self.file(steps[-1])
+        for variable, value in zip(variables, _read_values(file, variables), strict=True):
+            variable.assign(value)
+        return steps[-1]
+
+
+def _read_values(file: Path, variables: Sequence[Any]) -> list[np.ndarray]:
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            names = sorted(name for name in archive.files if name != "step")
+            values = [archive[name] for name in names]
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError) as error:
+        rule = f"is broken ({error}); delete it to go on from the one before"
+        raise invalid("checkpoint", str(file), rule) from error
+    shapes = [value.shape for value in values]
+    expected = [tuple(variable.shape) for variable in variables]
+    if shapes != expected:
+        raise InputError(
+            f"`checkpoint` (={str(file)!r}) holds {len(shapes)} arrays that do not fit the "
+            f"{len(expected)} of this configuration; it belongs to another architecture"
+        )
+    return values

@@ -1,0 +1,34 @@
+"""Sampling from a run."""
+
+from __future__ import annotations
+
+import math
+import os
+
+import numpy as np
+
+from ddsm_tf.images import save_images
+from ddsm_tf.schedule import StepSchedule
+from ddsm_tf.training.progress import progress_bar
+from ddsm_tf.training.run import Run
+
+BATCH_SIZE = 64
+
+
+def sample_with_bar(
+    run: Run, schedule: StepSchedule, count: int, seed: int, *, label: str = "sample"
+) -> np.ndarray:
+    """Sample uint8 (count, H, W, C) images from a run's weights, with a progress bar."""
+    model = run.load_model()
+    bar = progress_bar(len(schedule) * math.ceil(count / BATCH_SIZE), label)
+    with bar:
+        return model.sample(
+            schedule, count, seed, batch_size=BATCH_SIZE, on_step=lambda step: bar.update()
+        )
+
+
+def sample_to_file(
+    run: Run, schedule: StepSchedule, count: int, seed: int, out: str | os.PathLike
+) -> None:
+    """Sample and write a `.png` grid or a `.npy` array, atomically."""
+    save_images(sample_with_bar(run, schedule, count, seed), out)

@@ -1,0 +1,157 @@
+"""The training program: data, model, `fit`, and the callbacks that keep a run safe and visible."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from ddsm_tf.errors import invalid
+from ddsm_tf.models import Adam, DiffusionModel, LinearWarmup
+from ddsm_tf.training.callbacks import Checkpointer, LossLog, SampleGrids, StepBar
+from ddsm_tf.training.config import RunConfig
+from ddsm_tf.training.data import training_batches
+from ddsm_tf.training.run import Checkpoints, Run
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was stopped by a signal, after a checkpoint."""
+
+
+def open_run(out: str | os.PathLike, config: RunConfig, *, resume: bool) -> Run:
+    """A new run, or the old one to go on with.
+
+    A run may be resumed with more `steps`; every other field must be as it was.
+
+    Raises:
+        InputError: the folder exists and `resume` is false, or the configuration changed.
+    """
+    if not resume or not (Path(out) / "config.json").exists():
+        return Run.create(out, config)
+    run = Run.open(out)
+    for field in dataclasses.fields(RunConfig):
+        old, new = getattr(run.config, field.name), getattr(config, field.name)
+        if old != new and field.name != "steps":
+            rule = f"differs from the run's {old!r}; resume with the settings it was started with"
+            raise invalid(field.name, new, rule)
+    if config.steps != run.config.steps:
+        config.save(run.path / "config.json")
+    return Run(run.path, config)
+
+
+def train(run: Run) -> DiffusionModel:
+    """Train a run to its last step, from its newest checkpoint where there is one.
+
+    Returns:
+        The model with averaged weights, as saved to `weights.keras`.
+
+    Raises:
+        InputError: the data or a checkpoint cannot be used.
+        Interrupted: SIGINT or SIGTERM came; a checkpoint was written first.
+    """
+    config = run.config
+    images = run.load_data().images
+    keras.utils.set_random_seed(config.seed % 2**32)
+    keras.config.set_dtype_policy(config.mixed_precision)
+    model = DiffusionModel(
+        run.new_unet(),
+        run.noise_table,
+        middle_widths=config.middle_widths,
+        distillation=config.distillation,
+        seed=config.seed,
+    )
+    model.compile(make_optimizer(config), jit_compile=config.jit_compile)
+    model.optimizer.build(model.trainable_variables)
+    checkpoints = Checkpoints(run.path / "checkpoints")
+    first_step = checkpoints.restore_latest(state_variables(model))
+    if first_step < config.steps:
+        _fit(run, model, images, checkpoints, first_step)
+    with model.averaged_weights():
+        run.save_unet(model.unet)
+    return run.load_model()
+
+
+def make_optimizer(config: RunConfig) -> Adam:
+    """Adam with warm-up, decay, moving average and clipping as the configuration says."""
+    if config.learning_rate_decay == "cosine":
+        rate = keras.optimizers.schedules.CosineDecay(
+            config.learning_rate / max(config.warmup_steps, 1),
+            max(config.steps - config.warmup_steps, 1),
+            alpha=0.05,
+            warmup_target=config.learning_rate,
+            warmup_steps=config.warmup_steps,
+        )
+    else:
+        rate = LinearWarmup(config.learning_rate, config.warmup_steps)
+    return Adam(
+        rate, use_ema=True, ema_momentum=config.ema_momentum, global_clipnorm=config.clip_norm
+    )
+
+
+def state_variables(model: DiffusionModel) -> list[Any]:
+    """Everything that must be kept for training to go on as if it had never stopped."""
+    return [
+        *model.trainable_variables,
+        *model.non_trainable_variables,
+        *model.optimizer.variables,
+    ]
+
+
+def _fit(
+    run: Run, model: DiffusionModel, images: Any, checkpoints: Checkpoints, first_step: int
+) -> None:
+    config = run.config
+    batches = training_batches(
+        images,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        first_step=first_step,
+        steps=config.steps,
+        flip=config.horizontal_flip,
+    )
+    with stop_flag() as stop:
+        checkpointer = Checkpointer(
+            run, checkpoints, state_variables(model), first_step, config.checkpoint_every, stop
+        )
+        callbacks = [
+            LossLog(run.path / "logs", first_step, config.log_every),
+            SampleGrids(run, first_step, config.sample_every),
+            checkpointer,
+            StepBar(first_step, config.steps),
+        ]
+        # One epoch of all steps: epochs mean nothing here, and the iterator is made once.
+        model.fit(
+            batches, steps_per_epoch=config.steps - first_step, verbose=0, callbacks=callbacks
+        )
+    # `fit` ends by writing the average over the weights; the last checkpoint has them raw.
+    checkpoints.restore_latest(state_variables(model))
+    if checkpointer.stopped_at is not None:
+        raise Interrupted(f"stopped at step {checkpointer.stopped_at}; go on with --resume")
+
+
+@contextlib.contextmanager
+def stop_flag() -> Iterator[list[bool]]:
+    """A list that turns non-empty when SIGINT or SIGTERM comes; a second signal acts as usual."""
+    stop: list[bool] = []
+    previous = {}
+
+    def request(number: int, frame: Any) -> None:
+        stop.append(True)
+        for signal_number, handler in previous.items():
+            signal.signal(signal_number, handler)
+
+    # Signals can be caught in the main thread alone; elsewhere they act as usual.
+    with contextlib.suppress(ValueError):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, request)
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
