@@ -61,14 +61,14 @@ def load_images(source: str, image_size: int, channels: int) -> ImageSet:
 
 def training_batches(
     images: np.ndarray, *, batch_size: int, seed: int, first_step: int, steps: int, flip: bool
-) -> Iterator[np.ndarray]:
+) -> Iterator[tuple[np.ndarray]]:
     """Batches of steps first_step … steps - 1, each a pure function of seed and step.
 
     Every epoch visits each image once in an order of its own; a batch may span two epochs. A run
     that is resumed at any step therefore sees the images that an uninterrupted one sees.
 
     Yields:
-        float32 (batch_size, H, W, C) in [-1, 1].
+        Tuples of one array, as Keras wants them: float32 (batch_size, H, W, C) in [-1, 1].
     """
     count = len(images)
     orders: dict[int, np.ndarray] = {}
@@ -88,7 +88,7 @@ def training_batches(
         if flip:
             mirrored = np.random.default_rng([seed, 1, step]).random(batch_size) < 0.5
             batch[mirrored] = batch[mirrored, :, ::-1]
-        yield batch
+        yield (batch,)
 
 
 def _digits(_: str) -> tuple[Any, np.ndarray]:

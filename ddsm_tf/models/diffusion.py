@@ -177,6 +177,7 @@ class DiffusionModel(keras.Model):
 
     def make_train_function(self, force: bool = False) -> None:
         """One compiled step per choice of middle widths; the host picks which to run."""
+        _unshare(self.trainable_variables)
         if self.train_function is not None and not force:
             return
         steps = {}
@@ -186,7 +187,7 @@ class DiffusionModel(keras.Model):
             super().make_train_function(force=True)
             steps[choice] = self.train_function
         del self.train_step
-        position = itertools.count(int(self.optimizer.iterations), self.steps_per_execution)
+        position = itertools.count(_steps_done(self.optimizer), self.steps_per_execution)
 
         def train_function(*arguments: Any) -> Any:
             return steps[self._choose_sandwich(next(position))](*arguments)
@@ -296,9 +297,24 @@ class DiffusionModel(keras.Model):
         return cls(**config)
 
 
+def _unshare(variables: Sequence[Any]) -> None:
+    """Give each variable a buffer of its own.
+
+    Keras ends `fit` by assigning the moving average to the weights, which under JAX makes both
+    one buffer; the next `fit` would donate it twice and fail.
+    """
+    if keras.backend.backend() == "jax":
+        for variable in variables:
+            variable.assign(ops.copy(variable))
+
+
+def _steps_done(optimizer: Any) -> int:
+    return int(ops.convert_to_numpy(optimizer.iterations))
+
+
 def _moving_average(optimizer: Any) -> list[Any] | None:
     """The optimizer's averaged variables, or None before the first step or without `use_ema`."""
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-    if optimizer is None or not optimizer.use_ema or int(optimizer.iterations) == 0:
+    if optimizer is None or not optimizer.use_ema or _steps_done(optimizer) == 0:
         return None
     return optimizer._model_variables_moving_average

@@ -20,17 +20,14 @@ class _ClipReducedGradients:
     replica then hands on 1/N of the clipped sum, which the optimizer's own sum restores.
     """
 
-    def apply(self, grads: Sequence[Any], trainable_variables: Any = None) -> Any:
+    def _clip_gradients(self, grads: Sequence[Any]) -> Sequence[Any]:
+        # Keras has no public hook between reducing and clipping. Replicas are traced by threads
+        # that share this object, so nothing of it may change meanwhile.
         replicas = replica_count()
         if self.global_clipnorm is None or replicas == 1:
-            return super().apply(grads, trainable_variables)
-        clipped = self._clip_gradients(sum_over_replicas(grads))
-        limit, self.global_clipnorm = self.global_clipnorm, None
-        try:
-            shares = [ops.divide(gradient, replicas) for gradient in clipped]
-            return super().apply(shares, trainable_variables)
-        finally:
-            self.global_clipnorm = limit
+            return super()._clip_gradients(grads)
+        clipped = super()._clip_gradients(sum_over_replicas(grads))
+        return [ops.divide(gradient, replicas) for gradient in clipped]
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
