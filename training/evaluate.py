@@ -28,9 +28,7 @@ def frechet_distance_of(run: Run) -> FrechetDistance:
     return FrechetDistance(network, data.images)
 
 
-def evaluate_run(
-    run: Run, schedule: StepSchedule, count: int | None, seed: int
-) -> dict[str, Any]:
+def evaluate_run(run: Run, schedule: StepSchedule, count: int | None, seed: int) -> dict[str, Any]:
     """Sample with a schedule and compare with the real images.
 
     Args:

@@ -127,7 +127,11 @@ def _fit(
         ]
         # One epoch of all steps: epochs mean nothing here, and the iterator is made once.
         model.fit(
-            batches, steps_per_epoch=config.steps - first_step, verbose=0, callbacks=callbacks
+            batches,
+            steps_per_epoch=config.steps - first_step,
+            shuffle=False,
+            verbose=0,
+            callbacks=callbacks,
         )
     # `fit` ends by writing the average over the weights; the last checkpoint has them raw.
     checkpoints.restore_latest(state_variables(model))

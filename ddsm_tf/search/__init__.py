@@ -1,1 +1,25 @@
-""""""
+"""The search for step schedules: NSGA-II as a Keras Tuner oracle."""
+
+from ddsm_tf.search.evaluation import ScheduleEvaluator
+from ddsm_tf.search.evolution import Evolution
+from ddsm_tf.search.oracle import ScheduleOracle
+from ddsm_tf.search.pareto import front_ranks, hypervolume, pareto_entries, read_pareto
+from ddsm_tf.search.search import Confirmation, Confirmer, choose, run_trials
+from ddsm_tf.search.space import ScheduleSpace
+from ddsm_tf.search.tuner import ScheduleTuner
+
+__all__ = [
+    "Confirmation",
+    "Confirmer",
+    "Evolution",
+    "ScheduleEvaluator",
+    "ScheduleOracle",
+    "ScheduleSpace",
+    "ScheduleTuner",
+    "choose",
+    "front_ranks",
+    "hypervolume",
+    "pareto_entries",
+    "read_pareto",
+    "run_trials",
+]

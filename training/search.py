@@ -1,0 +1,192 @@
+"""The search program: from a run's weights to its Pareto set and chosen schedule."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from pathlib import Path
+from typing import Any
+
+from ddsm_tf.cost import cost_fraction, macs_per_width
+from ddsm_tf.errors import InputError, invalid
+from ddsm_tf.files import read_json, write_json
+from ddsm_tf.schedule import StepSchedule
+from ddsm_tf.search import Evolution, ScheduleEvaluator, ScheduleSpace
+from ddsm_tf.search.pareto import Entry, pareto_entries, write_pareto
+from ddsm_tf.search.search import Confirmation, Confirmer, choose, run_trials
+from ddsm_tf.training.evaluate import frechet_distance_of
+from ddsm_tf.training.progress import progress_bar
+from ddsm_tf.training.run import Run
+
+CONFIRM_SEEDS = 4
+
+
+def search_run(
+    run: Run,
+    *,
+    resume: bool = False,
+    sampler: str = "ddim",
+    steps: int | None = None,
+    cost: str = "macs",
+    trials: int | None = None,
+    images: int | None = None,
+    seed: int = 0,
+) -> str:
+    """Search schedules; write `search/pareto.json`, `search/result.json` and `schedule.json`.
+
+    Args:
+        run: a trained run.
+        resume: go on with the search that the run holds.
+        sampler, steps: of every schedule.
+        cost: "macs", or "latency:FILE" with the JSON that `ddsm-edge benchmark` prints.
+        trials, images: None takes the configuration's.
+        seed: of the search and its common noise.
+
+    Returns:
+        What was found, in words.
+
+    Raises:
+        InputError: there are no weights, a search is there already, or it had other settings.
+    """
+    model = run.load_model()
+    macs = macs_per_width(model.unet)
+    base = run.schedule("full", sampler=sampler, steps=steps)
+    trials = trials or run.config.search_trials
+    settings = _open_search(
+        run,
+        resume,
+        {
+            "steps": base.to_dict(),
+            "segments": run.config.search_segments,
+            "cost": cost,
+            "images": images or run.config.search_images,
+            "seed": seed,
+            "weights": hashlib.sha256(run.weights_path.read_bytes()).hexdigest(),
+            "population": min(max(trials // 4, 4), 50),
+        },
+    )
+    evaluate = ScheduleEvaluator(
+        model.denoise,
+        run.noise_table,
+        model.unet.image_shape,
+        frechet_distance_of(run),
+        macs,
+        cost=macs if cost == "macs" else read_latency(cost, model.unet.widths),
+        images=settings["images"],
+    )
+    space = ScheduleSpace(base, model.unet.widths, settings["segments"])
+    folder = search_folder(run)
+    entries = _run_trials(evaluate, space, settings, trials, folder)
+    front = pareto_entries(entries, "cost")
+    seeds = range(seed + 1, seed + 1 + CONFIRM_SEEDS)
+    confirm = Confirmer(evaluate, seeds, folder / "confirmations.json")
+    full, chosen = choose(front, confirm)
+    named = [_public(entry, cost) for entry in front]
+    write_pareto(folder / "pareto.json", named)
+    result = {
+        "distance_name": evaluate.distance.name,
+        "chosen_distance": chosen.mean,
+        "chosen_spread": chosen.spread,
+        "full_distance": full.mean,
+        "full_spread": full.spread,
+        "images": evaluate.images,
+        "confirm_seeds": list(seeds),
+        "trials": [
+            {"distance": entry["distance"], "macs_fraction": entry["macs_fraction"]}
+            for entry in entries
+        ],
+    }
+    write_json(folder / "result.json", result)
+    chosen.schedule.save(run.schedule_path)
+    return _describe(run, full, chosen, cost_fraction(chosen.schedule, macs), len(entries))
+
+
+def search_folder(run: Run) -> Path:
+    """Where a run keeps its search."""
+    return run.path / "search"
+
+
+def _run_trials(
+    evaluate: ScheduleEvaluator,
+    space: ScheduleSpace,
+    settings: dict[str, Any],
+    trials: int,
+    folder: Path,
+) -> list[Entry]:
+    evolution = Evolution(space, settings["population"], settings["seed"])
+    done = len(list((folder / "trials").glob("trial_*")))
+    with progress_bar(min(trials, space.size), "search", initial=done) as bar:
+        return run_trials(
+            evolution,
+            evaluate,
+            trials=trials,
+            seed=settings["seed"],
+            directory=folder,
+            on_trial=bar.update,
+        )
+
+
+def _open_search(run: Run, resume: bool, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a new search, or of the one to go on with if they are the same."""
+    path = search_folder(run) / "settings.json"
+    if not path.exists():
+        write_json(path, settings)
+        return settings
+    if not resume:
+        rule = "holds a search; pass --resume to go on with it, or delete it to start anew"
+        raise invalid("RUN", str(search_folder(run)), rule)
+    old = read_json(path, argument="search settings")
+    if not isinstance(old, dict) or set(old) != set(settings):
+        raise InputError(f"search settings {path}: are broken; delete {search_folder(run)}")
+    for key, value in settings.items():
+        # The population follows the number of trials, which may be raised.
+        if old[key] != value and key != "population":
+            rule = f"differs from the search's; delete {search_folder(run)} to start anew"
+            raise invalid(key, value, rule)
+    return old
+
+
+def read_latency(cost: str, widths: tuple[float, ...]) -> dict[float, float]:
+    """Width → median milliseconds a step, of `latency:FILE`.
+
+    Raises:
+        InputError: `cost` is neither macs nor latency:FILE, the file cannot be read, or it lacks
+            one of the model's widths.
+    """
+    kind, _, path = cost.partition(":")
+    if kind != "latency" or not path:
+        raise invalid("--cost", cost, "must be macs or latency:FILE")
+    value = read_json(path, argument="latency")
+    table = {}
+    for width in widths:
+        try:
+            latency = value["widths"][str(width)]["median_ms"]
+        except (KeyError, TypeError, IndexError) as error:
+            rule = f"has no widths.{width}.median_ms; see `ddsm-edge benchmark --json`"
+            raise invalid("latency", path, rule) from error
+        if not isinstance(latency, (int, float)) or not 0 < latency < math.inf:
+            raise invalid("median_ms", latency, f"of width {width} must be a positive number")
+        table[width] = float(latency)
+    return table
+
+
+def _public(entry: Entry, cost: str) -> Entry:
+    """An entry as `pareto.json` has it."""
+    named = {key: value for key, value in entry.items() if key != "cost"}
+    return named if cost == "macs" else {**named, "latency_ms": entry["cost"]}
+
+
+def _describe(
+    run: Run, full: Confirmation, chosen: Confirmation, fraction: float, trials: int
+) -> str:
+    found = StepSchedule.segments(chosen.schedule)
+    return "\n".join(
+        [
+            f"{trials} trials; chosen: "
+            + ", ".join(f"{steps} steps at {width:g}" for width, steps in found),
+            f"MACs saved: {100 * (1 - fraction):.0f} %",
+            f"distance: {chosen.mean:.3f} (full width {full.mean:.3f}; its spread over "
+            f"{len(full.distances)} seeds is {full.spread:.3f})",
+            f"schedule: {run.schedule_path}",
+        ]
+    )
