@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Sequence
 from typing import Any
 
+from ddsm_tf.console import (
+    BAD_INPUT,
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    debugging,
+    describe,
+    say,
+    without_stderr,
+)
 from ddsm_tf.errors import InputError, MissingExtraError, missing_extra
 
 try:
@@ -15,7 +27,7 @@ try:
 except ImportError:
     click = None
 
-DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+PROGRAM = "ddsm"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -26,34 +38,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. Every error is one line on stderr."""
     if click is None:
-        return _say(str(missing_extra("click", "train")), FAILED)
+        return say(PROGRAM, str(missing_extra("click", "train")), FAILED)
     try:
         return commands.main(args=arguments, prog_name="ddsm", standalone_mode=False) or DONE
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help())
         return BAD_INPUT
     except click.ClickException as error:
-        return _say(error.format_message(), BAD_INPUT)
+        return say(PROGRAM, error.format_message(), BAD_INPUT)
     except InputError as error:
-        return _say(str(error), BAD_INPUT)
+        return say(PROGRAM, str(error), BAD_INPUT)
     except (KeyboardInterrupt, click.Abort) as error:
-        return _say(str(error) or "interrupted", INTERRUPTED)
+        return say(PROGRAM, str(error) or "interrupted", INTERRUPTED)
     except MissingExtraError as error:
-        return _say(str(error), FAILED)
-    except OSError as error:
-        where = f"`{error.filename}`: " if error.filename else ""
-        return _say(f"{where}{error.strerror or error}", FAILED)
+        return say(PROGRAM, str(error), FAILED)
     except Exception as error:
-        if os.environ.get("DDSM_DEBUG"):
+        if debugging():
             raise
-        lines = str(error).strip().splitlines()
-        reason = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
-        return _say(f"{reason} (set DDSM_DEBUG=1 for the traceback)", FAILED)
-
-
-def _say(message: str, code: int) -> int:
-    print("ddsm: " + " ".join(message.split()), file=sys.stderr)
-    return code
+        return say(PROGRAM, describe(error), FAILED)
 
 
 def _group() -> Any:
@@ -203,7 +205,7 @@ if click is not None:
     @click.option("-o", "out", required=True, metavar="DIR")
     @click.option(
         "--quantize",
-        type=click.Choice(["none", "float16", "dynamic", "int8"]),
+        type=click.Choice(["none", "float16", "dynamic"]),
         default="none",
         show_default=True,
     )
@@ -214,10 +216,18 @@ if click is not None:
     ) -> None:
         """Export every width: SavedModel, TFLite, or the bundle for `ddsm-edge`."""
         opened = _open_run(run)
-        from ddsm_tf.training.export import export_run
+        from ddsm_tf.export import export as export_unet
 
-        chosen = opened.schedule(schedule)
-        click.echo(export_run(opened, kind, chosen, out, quantize=quantize, overwrite=overwrite))
+        path = export_unet(
+            kind,
+            opened.load_unet(),
+            opened.noise_table,
+            opened.schedule(schedule),
+            out,
+            quantize=quantize,
+            overwrite=overwrite,
+        )
+        click.echo(path)
 
     @click.command()
     @run_argument
@@ -240,15 +250,12 @@ def _open_run(path: str) -> Any:
 
 
 def quiet_tensorflow() -> None:
-    """Import TensorFlow without its start-up lines about drivers and compilers.
-
-    They are written by native code to file descriptor 2 before any log level is read, so the
-    descriptor itself is turned aside for the time of the import.
-    """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    if os.environ.get("DDSM_DEBUG"):
-        return
-    _without_stderr(_start_tensorflow)
+    """Import TensorFlow without its start-up lines, and keep its later warnings quiet."""
+    if not debugging():
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        warnings.simplefilter("ignore")
+    without_stderr(_start_tensorflow)
 
 
 def _start_tensorflow() -> None:
@@ -257,18 +264,6 @@ def _start_tensorflow() -> None:
     except ImportError:
         return
     tf.config.list_logical_devices()
-
-
-def _without_stderr(action: Callable[[], None]) -> None:
-    sys.stderr.flush()
-    kept = os.dup(2)
-    try:
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        action()
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 if __name__ == "__main__":
