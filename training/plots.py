@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,11 @@ from matplotlib.figure import Figure
 from ddsm_tf.schedule import StepSchedule
 
 SIZE = (6.4, 3.6)
+BASELINES = {
+    "full": ("*", "black", "full width"),
+    "uniform": ("s", "tab:orange", "uniform width"),
+    "random": ("x", "tab:gray", "random"),
+}
 
 
 def loss_plot(history: Sequence[dict[str, float]], widths: Sequence[float]) -> Figure:
@@ -45,35 +51,31 @@ def schedule_plot(schedules: dict[str, StepSchedule]) -> Figure:
 
 
 def pareto_plot(
-    entries: Sequence[dict[str, Any]], chosen: StepSchedule | None, distance_name: str
+    entries: Sequence[dict[str, Any]],
+    chosen: StepSchedule,
+    trials: Sequence[dict[str, float]],
+    distance_name: str,
 ) -> Figure:
     """Distance against the share of the full MACs: trials, baselines, and the chosen schedule.
 
     Args:
         entries: of `pareto.json`.
         chosen: the schedule to mark.
+        trials: `distance` and `macs_fraction` of every trial.
         distance_name: label of the vertical axis.
     """
     figure, axes = _new("share of full-width MACs", distance_name)
-    found = [entry for entry in entries if "baseline" not in entry]
-    axes.plot(*_points(found), "o-", label="found by search", color="tab:blue")
-    names = {"full": ("*", "full width"), "random": ("x", "random")}
-    labelled = set()
+    axes.plot(*_points(trials), ".", label="every trial", color="tab:blue", alpha=0.3)
+    # Entries stand sorted by cost, so the front is where the distance falls to a new low.
+    lows = itertools.accumulate((entry["distance"] for entry in entries), min)
+    front = [entry for entry, low in zip(entries, lows, strict=True) if entry["distance"] <= low]
+    axes.plot(*_points(front), "o-", label="best found", color="tab:blue")
+    for kind, (marker, color, label) in BASELINES.items():
+        some = [entry for entry in entries if entry.get("baseline", "").split(":")[0] == kind]
+        if some:
+            axes.plot(*_points(some), marker, label=label, color=color)
     for entry in entries:
-        if "baseline" not in entry:
-            continue
-        kind = entry["baseline"].split(":")[0]
-        marker, label = names.get(kind, ("s", "uniform width"))
-        style = {
-            "marker": marker,
-            "color": {"*": "black", "x": "tab:gray"}.get(marker, "tab:orange"),
-        }
-        axes.plot(
-            *_points([entry]), linestyle="", label=None if label in labelled else label, **style
-        )
-        labelled.add(label)
-    for entry in entries:
-        if chosen is not None and entry["schedule"] == chosen.to_dict():
+        if entry["schedule"] == chosen.to_dict():
             axes.plot(*_points([entry]), "o", ms=13, mfc="none", mec="tab:red", label="chosen")
             break
     axes.legend()

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import base64
 import shlex
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ddsm_tf.cost import cost_fraction, forward_cost
+from ddsm_tf.errors import InputError
 from ddsm_tf.files import atomic_file, read_json
 from ddsm_tf.images import image_grid, png_bytes
 from ddsm_tf.schedule import StepSchedule
@@ -22,6 +26,15 @@ from ddsm_tf.training.sample import sample_with_bar
 GRID_IMAGES = 64
 SEED = 0
 PLOTTED_SCHEDULES = 4
+RESULT_KEYS = {
+    "chosen_distance",
+    "confirm_seeds",
+    "distance_name",
+    "full_distance",
+    "full_spread",
+    "images",
+    "trials",
+}
 
 
 def write_report(run: Run) -> Path:
@@ -54,17 +67,15 @@ def _content(run: Run) -> dict[str, Any]:
     costs = _costs(unet)
     macs = {cost["width"]: cost["macs"] for cost in costs}
     schedule = run.schedule(None)
-    searched = run.schedule_path.exists()
     result = read_search_result(run)
-    entries = read_pareto(run.path / "search" / "pareto.json") if searched else []
-    distance_name = result.get("distance_name", "distance")
+    entries = read_pareto(run.path / "search" / "pareto.json") if result else []
     return {
         "title": f"ddsm_tf: {run.config.preset}, {run.config.steps:,} training steps",
         "headline": _headline(schedule, macs, result),
         "pictures": _pictures(run, schedule),
-        "plots": _search_plots(entries, schedule, distance_name) if entries else [],
+        "plots": _search_plots(entries, schedule, result) if entries else [],
         "rows": _rows(entries, schedule),
-        "distance_name": distance_name,
+        "distance_name": result.get("distance_name", ""),
         "search_note": _search_note(result),
         "costs": costs,
         "training_plots": _training_plots(run),
@@ -73,9 +84,18 @@ def _content(run: Run) -> dict[str, Any]:
 
 
 def read_search_result(run: Run) -> dict[str, Any]:
-    """What the search measured beside the front (`search/result.json`); empty before one."""
+    """What the search measured beside the front (`search/result.json`); empty before one.
+
+    Raises:
+        InputError: the file is broken.
+    """
     path = run.path / "search" / "result.json"
-    return read_json(path, argument="search result") if path.exists() else {}
+    if not path.exists():
+        return {}
+    result = read_json(path, argument="search result")
+    if not isinstance(result, dict) or not set(result) >= RESULT_KEYS:
+        raise InputError(f"search result {path}: must be an object with {sorted(RESULT_KEYS)}")
+    return result
 
 
 def _headline(schedule: StepSchedule, macs: dict[float, int], result: dict[str, Any]) -> str:
@@ -116,13 +136,19 @@ def _pictures(run: Run, schedule: StepSchedule) -> list[dict[str, str]]:
 
 
 def _edge_images(run: Run, schedule: StepSchedule) -> np.ndarray | None:
-    """Images of the run's bundle by the edge sampler, if the bundle is there."""
-    folder = run.path / "bundle"
-    if not folder.exists():
+    """Images of the run's bundle by `ddsm-edge` in a process of its own, if there is a bundle."""
+    if not run.bundle_path.exists():
         return None
-    from ddsm_tf.edge import Bundle, EdgeSampler
-
-    return EdgeSampler(Bundle.load(folder)).sample(GRID_IMAGES, seed=SEED, schedule=schedule)
+    with tempfile.TemporaryDirectory() as folder:
+        schedule_file, out = Path(folder) / "schedule.json", Path(folder) / "edge.npy"
+        schedule.save(schedule_file)
+        command = [sys.executable, "-m", "ddsm_tf.edge.cli", "sample", str(run.bundle_path)]
+        command += ["-n", str(GRID_IMAGES), "--seed", str(SEED), "-o", str(out)]
+        command += ["--schedule", str(schedule_file)]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode:
+            raise InputError(result.stderr.strip())
+        return np.load(out)
 
 
 def _picture(caption: str, images: np.ndarray) -> dict[str, str]:
@@ -131,7 +157,7 @@ def _picture(caption: str, images: np.ndarray) -> dict[str, str]:
 
 
 def _search_plots(
-    entries: list[dict[str, Any]], schedule: StepSchedule, distance_name: str
+    entries: list[dict[str, Any]], schedule: StepSchedule, result: dict[str, Any]
 ) -> list[dict[str, str]]:
     others = [e for e in entries if "baseline" not in e and e["schedule"] != schedule.to_dict()]
     picked = others[:: max(1, len(others) // (PLOTTED_SCHEDULES - 1))][: PLOTTED_SCHEDULES - 1]
@@ -140,7 +166,10 @@ def _search_plots(
         for entry in picked
     }
     return [
-        _plot("Distance and cost of every trial", pareto_plot(entries, schedule, distance_name)),
+        _plot(
+            "Distance and cost of every trial",
+            pareto_plot(entries, schedule, result["trials"], result["distance_name"]),
+        ),
         _plot("Width at each step", schedule_plot(schedules)),
     ]
 

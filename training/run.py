@@ -74,6 +74,11 @@ class Run:
         return self.path / "schedule.json"
 
     @property
+    def bundle_path(self) -> Path:
+        """The bundle that the demo exports and the report shows."""
+        return self.path / "bundle"
+
+    @property
     def noise_table(self) -> NoiseTable:
         """The forward process."""
         config = self.config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -98,6 +99,11 @@ class Confirmation:
         """Standard deviation of the distance from seed to seed."""
         return float(np.std(self.distances, ddof=1))
 
+    @property
+    def standard_error(self) -> float:
+        """How far the mean may be off for the seeds taken."""
+        return self.spread / math.sqrt(len(self.distances))
+
 
 class Confirmer:
     """Measures schedules from several other seeds and keeps what it measured.
@@ -145,9 +151,9 @@ def _read_measurements(file: Path) -> list[dict[str, Any]]:
 def choose(entries: Sequence[Entry], confirm: Confirmer) -> tuple[Confirmation, Confirmation]:
     """The cheapest schedule that is confirmed to be as good as full width.
 
-    Candidates are the entries whose distance is within two spreads of full width's; the cheapest
-    whose mean over the confirming seeds is at most full width's mean plus its spread is chosen. At
-    most eight are tried, spaced over the costs where there are more.
+    Candidates are the entries whose distance is within two spreads of full width's. The cheapest
+    is chosen whose mean over the confirming seeds exceeds full width's by no more than the latter's
+    standard error. At most eight are tried, spaced over the costs where there are more.
 
     Args:
         entries: the Pareto front and the baselines, sorted by cost, "full" among them.
@@ -165,7 +171,7 @@ def choose(entries: Sequence[Entry], confirm: Confirmer) -> tuple[Confirmation, 
     cheaper = [entry for entry in candidates if entry["cost"] < full_entry["cost"]]
     for entry in spaced(cheaper, MAX_CANDIDATES):
         candidate = confirm(StepSchedule.from_dict(entry["schedule"]))
-        if candidate.mean <= full.mean + full.spread:
+        if candidate.mean <= full.mean + full.standard_error:
             return full, candidate
     return full, full
 
