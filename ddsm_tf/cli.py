@@ -39,8 +39,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. Every error is one line on stderr."""
     if click is None:
         return say(PROGRAM, str(missing_extra("click", "train")), FAILED)
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        return commands.main(args=arguments, prog_name="ddsm", standalone_mode=False) or DONE
+        # Not `commands.main`, which turns an interrupt into one without its message.
+        with commands.make_context(PROGRAM, arguments) as context:
+            commands.invoke(context)
+        return DONE
+    except click.exceptions.Exit as error:
+        return error.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help())
         return BAD_INPUT
@@ -48,7 +54,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return say(PROGRAM, error.format_message(), BAD_INPUT)
     except InputError as error:
         return say(PROGRAM, str(error), BAD_INPUT)
-    except (KeyboardInterrupt, click.Abort) as error:
+    except KeyboardInterrupt as error:
         return say(PROGRAM, str(error) or "interrupted", INTERRUPTED)
     except MissingExtraError as error:
         return say(PROGRAM, str(error), FAILED)

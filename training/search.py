@@ -7,13 +7,15 @@ import math
 from pathlib import Path
 from typing import Any
 
+import keras
+
 from ddsm_tf.cost import cost_fraction, macs_per_width
 from ddsm_tf.errors import InputError, invalid
 from ddsm_tf.files import read_json, write_json
 from ddsm_tf.schedule import StepSchedule
 from ddsm_tf.search import Evolution, ScheduleEvaluator, ScheduleSpace
 from ddsm_tf.search.pareto import Entry, pareto_entries, write_pareto
-from ddsm_tf.search.search import Confirmation, Confirmer, choose, run_trials
+from ddsm_tf.search.search import Confirmation, Confirmer, check_trials, choose, run_trials
 from ddsm_tf.training.evaluate import frechet_distance_of
 from ddsm_tf.training.progress import progress_bar
 from ddsm_tf.training.run import Run
@@ -48,23 +50,12 @@ def search_run(
     Raises:
         InputError: there are no weights, a search is there already, or it had other settings.
     """
+    check_new_or_resumed(run, resume)
     model = run.load_model()
     macs = macs_per_width(model.unet)
     base = run.schedule("full", sampler=sampler, steps=steps)
-    trials = trials or run.config.search_trials
-    settings = _open_search(
-        run,
-        resume,
-        {
-            "steps": base.to_dict(),
-            "segments": run.config.search_segments,
-            "cost": cost,
-            "images": images or run.config.search_images,
-            "seed": seed,
-            "weights": hashlib.sha256(run.weights_path.read_bytes()).hexdigest(),
-            "population": min(max(trials // 4, 4), 50),
-        },
-    )
+    space = ScheduleSpace(base, model.unet.widths, run.config.search_segments)
+    trials = check_trials(trials or run.config.search_trials, space)
     evaluate = ScheduleEvaluator(
         model.denoise,
         run.noise_table,
@@ -72,31 +63,30 @@ def search_run(
         frechet_distance_of(run),
         macs,
         cost=macs if cost == "macs" else read_latency(cost, model.unet.widths),
-        images=settings["images"],
+        images=images or run.config.search_images,
     )
-    space = ScheduleSpace(base, model.unet.widths, settings["segments"])
-    folder = search_folder(run)
-    entries = _run_trials(evaluate, space, settings, trials, folder)
+    settings = {
+        "steps": base.to_dict(),
+        "segments": space.segments,
+        "cost": cost,
+        "images": evaluate.images,
+        "seed": seed,
+        "weights": _fingerprint(model.unet),
+        "population": min(max(trials // 4, 4), 50),
+    }
+    settings = _keep_settings(run, settings)
+    evolution = Evolution(space, settings["population"], seed)
+    entries = _run_trials(run, evaluate, evolution, trials)
     front = pareto_entries(entries, "cost")
     seeds = range(seed + 1, seed + 1 + CONFIRM_SEEDS)
-    confirm = Confirmer(evaluate, seeds, folder / "confirmations.json")
-    full, chosen = choose(front, confirm)
-    named = [_public(entry, cost) for entry in front]
-    write_pareto(folder / "pareto.json", named)
-    result = {
-        "distance_name": evaluate.distance.name,
-        "chosen_distance": chosen.mean,
-        "chosen_spread": chosen.spread,
-        "full_distance": full.mean,
-        "full_spread": full.spread,
-        "images": evaluate.images,
-        "confirm_seeds": list(seeds),
-        "trials": [
-            {"distance": entry["distance"], "macs_fraction": entry["macs_fraction"]}
-            for entry in entries
-        ],
-    }
-    write_json(folder / "result.json", result)
+    with progress_bar(0, "confirm") as bar:
+        confirm = Confirmer(
+            evaluate, seeds, search_folder(run) / "confirmations.json", on_measured=bar.update
+        )
+        full, chosen = choose(front, confirm)
+    write_pareto(search_folder(run) / "pareto.json", [_public(entry, cost) for entry in front])
+    result = _result(evaluate, entries, full, chosen, list(seeds))
+    write_json(search_folder(run) / "result.json", result)
     chosen.schedule.save(run.schedule_path)
     return _describe(run, full, chosen, cost_fraction(chosen.schedule, macs), len(entries))
 
@@ -106,35 +96,20 @@ def search_folder(run: Run) -> Path:
     return run.path / "search"
 
 
-def _run_trials(
-    evaluate: ScheduleEvaluator,
-    space: ScheduleSpace,
-    settings: dict[str, Any],
-    trials: int,
-    folder: Path,
-) -> list[Entry]:
-    evolution = Evolution(space, settings["population"], settings["seed"])
-    done = len(list((folder / "trials").glob("trial_*")))
-    with progress_bar(min(trials, space.size), "search", initial=done) as bar:
-        return run_trials(
-            evolution,
-            evaluate,
-            trials=trials,
-            seed=settings["seed"],
-            directory=folder,
-            on_trial=bar.update,
-        )
+def check_new_or_resumed(run: Run, resume: bool) -> None:
+    """Raise `InputError` if there is a search that nobody asked to go on with."""
+    folder = search_folder(run)
+    if (folder / "settings.json").exists() and not resume:
+        rule = "holds a search; pass --resume to go on with it, or delete it to start anew"
+        raise invalid("RUN", str(folder), rule)
 
 
-def _open_search(run: Run, resume: bool, settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a new search, or of the one to go on with if they are the same."""
+def _keep_settings(run: Run, settings: dict[str, Any]) -> dict[str, Any]:
+    """Write the settings of a new search; for an old one, its own if they are the same."""
     path = search_folder(run) / "settings.json"
     if not path.exists():
         write_json(path, settings)
         return settings
-    if not resume:
-        rule = "holds a search; pass --resume to go on with it, or delete it to start anew"
-        raise invalid("RUN", str(search_folder(run)), rule)
     old = read_json(path, argument="search settings")
     if not isinstance(old, dict) or set(old) != set(settings):
         raise InputError(f"search settings {path}: are broken; delete {search_folder(run)}")
@@ -144,6 +119,47 @@ def _open_search(run: Run, resume: bool, settings: dict[str, Any]) -> dict[str, 
             rule = f"differs from the search's; delete {search_folder(run)} to start anew"
             raise invalid(key, value, rule)
     return old
+
+
+def _fingerprint(unet: Any) -> str:
+    """SHA-256 of the weights: trials of one network say nothing of another."""
+    digest = hashlib.sha256()
+    for variable in unet.variables:
+        digest.update(keras.ops.convert_to_numpy(variable).tobytes())
+    return digest.hexdigest()
+
+
+def _run_trials(
+    run: Run, evaluate: ScheduleEvaluator, evolution: Evolution, trials: int
+) -> list[Entry]:
+    done = len(list((search_folder(run) / "trials").glob("trial_*")))
+    with progress_bar(min(trials, evolution.space.size), "search", initial=done) as bar:
+        return run_trials(
+            evolution,
+            evaluate,
+            trials=trials,
+            seed=evolution.seed,
+            directory=search_folder(run),
+            on_trial=bar.update,
+        )
+
+
+def _result(
+    evaluate: ScheduleEvaluator,
+    entries: list[Entry],
+    full: Confirmation,
+    chosen: Confirmation,
+    seeds: list[int],
+) -> dict[str, Any]:
+    return {
+        "distance_name": evaluate.distance.name,
+        "chosen_distance": chosen.mean,
+        "full_distance": full.mean,
+        "full_spread": full.spread,
+        "images": evaluate.images,
+        "confirm_seeds": seeds,
+        "trials": [{key: entry[key] for key in ("distance", "macs_fraction")} for entry in entries],
+    }
 
 
 def read_latency(cost: str, widths: tuple[float, ...]) -> dict[float, float]:

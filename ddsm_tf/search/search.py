@@ -18,7 +18,7 @@ from ddsm_tf.search.evaluation import ScheduleEvaluator
 from ddsm_tf.search.evolution import Evolution
 from ddsm_tf.search.oracle import ScheduleOracle
 from ddsm_tf.search.pareto import Entry
-from ddsm_tf.search.space import Genome
+from ddsm_tf.search.space import Genome, ScheduleSpace
 from ddsm_tf.search.tuner import ScheduleTuner
 
 MAX_CANDIDATES = 8
@@ -49,14 +49,20 @@ def run_trials(
     Raises:
         InputError: `trials` is too small, or a kept trial is broken or of another search.
     """
-    least = len(evolution.space.widths)
-    if trials < least:
-        raise invalid("trials", trials, f"must be at least {least}, one uniform schedule a width")
+    check_trials(trials, evolution.space)
     oracle = ScheduleOracle(evolution, trials)
     tuner = ScheduleTuner(oracle, lambda schedule: evaluate(schedule, seed), directory, on_trial)
     tuner.search()
     baselines = baseline_names(evolution)
     return [_entry(oracle, trial, baselines) for trial in oracle.completed()]
+
+
+def check_trials(trials: int, space: ScheduleSpace) -> int:
+    """`trials`, if that is enough for the uniform baselines."""
+    least = len(space.widths)
+    if trials < least:
+        raise invalid("trials", trials, f"must be at least {least}, one uniform schedule a width")
+    return trials
 
 
 def baseline_names(evolution: Evolution) -> dict[Genome, str]:
@@ -114,14 +120,20 @@ class Confirmer:
         evaluate: measures a schedule.
         seeds: of the starting noise, at least two.
         file: where measurements are kept; those already there are not made again.
+        on_measured: called after each measurement.
     """
 
     def __init__(
-        self, evaluate: ScheduleEvaluator, seeds: Sequence[int], file: str | os.PathLike
+        self,
+        evaluate: ScheduleEvaluator,
+        seeds: Sequence[int],
+        file: str | os.PathLike,
+        on_measured: Callable[[], None] | None = None,
     ) -> None:
         self.evaluate = evaluate
         self.seeds = tuple(seeds)
         self.file = Path(file)
+        self.on_measured = on_measured
         self._known = _read_measurements(self.file)
 
     def __call__(self, schedule: StepSchedule) -> Confirmation:
@@ -135,6 +147,8 @@ class Confirmer:
         distance = self.evaluate(schedule, seed)["distance"]
         self._known.append({"schedule": schedule.to_dict(), "seed": seed, "distance": distance})
         write_json(self.file, self._known)
+        if self.on_measured:
+            self.on_measured()
         return distance
 
 

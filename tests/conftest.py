@@ -1,0 +1,93 @@
+"""Fixtures that several files share: tiny networks, a tiny trained run, a tiny bundle."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+TINY = {
+    "image_size": 8,
+    "channels": 1,
+    "base_channels": 8,
+    "channel_multipliers": (1, 2),
+    "attention_resolutions": (4,),
+    "blocks_per_level": 1,
+    "widths": (1.0, 0.5),
+}
+TINY_SETTINGS = [
+    "base_channels=8",
+    "channel_multipliers=1",
+    "widths=1,0.5",
+    "batch_size=16",
+    "checkpoint_every=4",
+    "sample_every=0",
+    "log_every=2",
+    "sampling_steps=4",
+    "search_segments=2",
+    "search_trials=6",
+    "search_images=32",
+]
+
+
+def randomise(model, seed=0):
+    """Give every weight a random value; output layers start at zero and would hide errors."""
+    random = np.random.default_rng(seed)
+    for variable in model.trainable_variables:
+        centre = 1.0 if variable.path.endswith("gamma") else 0.0
+        variable.assign(centre + 0.1 * random.standard_normal(variable.shape).astype(np.float32))
+    return model
+
+
+def run_command(module, *arguments, cwd=None, env=None, timeout=240):
+    """Run `python -m module arguments` as a user's shell would; returns the finished process."""
+    return subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_unet():
+    """A slimmable network with random weights."""
+    from ddsm_tf.models import SlimmableUNet
+
+    return randomise(SlimmableUNet(**TINY, name="unet"))
+
+
+@pytest.fixture(scope="session")
+def tiny_schedule():
+    """Twenty DDIM steps, half of them narrow."""
+    from ddsm_tf.schedule import StepSchedule, even_timesteps
+
+    return StepSchedule(even_timesteps(1000, 20), (0.5, 1.0) * 10)
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_unet, tiny_schedule, tmp_path_factory):
+    """A float32 bundle of `tiny_unet`; do not change it, copy it."""
+    from ddsm_tf.export import export
+    from ddsm_tf.noise import NoiseTable
+
+    out = tmp_path_factory.mktemp("bundle") / "bundle"
+    return export("bundle", tiny_unet, NoiseTable.linear(1000), tiny_schedule, out)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory):
+    """A run of ten training steps on the digits, made by the command line; do not change it."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    settings = [argument for text in TINY_SETTINGS for argument in ("--set", text)]
+    result = run_command("ddsm_tf.cli", "train", "digits", "--out", out, "--steps", 10, *settings)
+    assert result.returncode == 0, result.stderr
+    return out

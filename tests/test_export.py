@@ -1,0 +1,173 @@
+"""Exports: the same images on Keras, SavedModel and LiteRT, and files that are what they say."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from ddsm_tf.edge import Bundle, EdgeSampler
+from ddsm_tf.errors import InputError
+from ddsm_tf.export import export
+from ddsm_tf.export.savedmodel import SavedModelDenoiser
+from ddsm_tf.export.tflite import foreign_operators
+from ddsm_tf.models import DiffusionModel
+from ddsm_tf.noise import NoiseTable
+from ddsm_tf.sampling import sample_images
+from ddsm_tf.schedule import StepSchedule
+
+COUNT = 10
+TABLE = NoiseTable.linear(1000)
+
+
+@pytest.fixture(scope="module")
+def savedmodels(tiny_unet, tiny_schedule, tmp_path_factory):
+    out = tmp_path_factory.mktemp("exports") / "savedmodels"
+    return export("savedmodel", tiny_unet, TABLE, tiny_schedule, out)
+
+
+@pytest.fixture(scope="module")
+def keras_images(tiny_unet, tiny_schedule):
+    return DiffusionModel(tiny_unet, TABLE).sample(tiny_schedule, COUNT, seed=5)
+
+
+def share_within_one(first, second):
+    assert first.dtype == second.dtype == np.uint8 and first.shape == second.shape
+    return np.mean(np.abs(first.astype(int) - second.astype(int)) <= 1)
+
+
+def test_keras_images_are_worth_comparing(keras_images):
+    assert keras_images.shape == (COUNT, 8, 8, 1)
+    assert keras_images.std() > 40
+    assert len(np.unique(keras_images.reshape(COUNT, -1), axis=0)) == COUNT
+
+
+def test_savedmodel_gives_the_same_images(savedmodels, tiny_schedule, keras_images):
+    denoise = SavedModelDenoiser(savedmodels)
+    images = sample_images(denoise, tiny_schedule, TABLE, (8, 8, 1), COUNT, seed=5, batch_size=4)
+    assert share_within_one(images, keras_images) >= 0.999
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 10])
+def test_litert_gives_the_same_images_at_any_batch_size(tiny_bundle, keras_images, batch_size):
+    images = EdgeSampler(Bundle.load(tiny_bundle)).sample(COUNT, 5, batch_size=batch_size)
+    assert share_within_one(images, keras_images) >= 0.999
+
+
+def test_one_step_of_every_width_agrees_to_float_precision(tiny_unet, savedmodels, tiny_bundle):
+    random = np.random.default_rng(0)
+    x = random.standard_normal((3, 8, 8, 1)).astype(np.float32)
+    t = np.array([0, 500, 999], np.float32)
+    edge, server = EdgeSampler(Bundle.load(tiny_bundle)), SavedModelDenoiser(savedmodels)
+    for width in tiny_unet.widths:
+        expected = np.asarray(tiny_unet(x, t, width=width))
+        assert np.abs(expected).max() > 0.1
+        np.testing.assert_allclose(server(x, t, width), expected, atol=1e-5)
+        np.testing.assert_allclose(edge.denoise(x, t, width), expected, atol=1e-5)
+
+
+def test_savedmodels_are_laid_out_for_tf_serving(savedmodels):
+    assert (savedmodels / "unet_1_0" / "1" / "saved_model.pb").is_file()
+    signature = tf.saved_model.load(str(savedmodels / "unet_0_5" / "1")).signatures["serve"]
+    shapes = {
+        name: s.shape.as_list() for name, s in signature.structured_input_signature[1].items()
+    }
+    assert shapes == {"x": [None, 8, 8, 1], "t": [None]}
+
+
+def test_tflite_files_hold_built_in_operators_only(tiny_bundle):
+    for file in tiny_bundle.glob("*.tflite"):
+        assert foreign_operators(file.read_bytes()) == []
+
+
+def test_foreign_operators_are_found():
+    function = tf.function(
+        lambda x: tf.raw_ops.MatrixDeterminant(input=x),
+        input_signature=[tf.TensorSpec((2, 2), tf.float32)],
+    )
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function()])
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.SELECT_TF_OPS]
+    assert "FlexMatrixDeterminant" in foreign_operators(converter.convert())
+
+
+def test_the_network_runs_as_one_xnnpack_partition(tiny_bundle):
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=str(tiny_bundle / "unet_1_0.tflite"))
+    interpreter.allocate_tensors()
+    names = [details["op_name"] for details in interpreter._get_ops_details()]
+    assert names.count("DELEGATE") == 1
+
+
+def test_narrow_files_are_smaller(tiny_bundle):
+    sizes = [(tiny_bundle / name).stat().st_size for name in ("unet_0_5.tflite", "unet_1_0.tflite")]
+    assert sizes[0] < 0.8 * sizes[1]
+
+
+def test_the_manifest_vouches_for_every_file(tiny_bundle, tiny_schedule):
+    manifest = json.loads((tiny_bundle / "manifest.json").read_text())
+    assert manifest["format"] == "ddsm-bundle" and manifest["version"] == 1
+    assert manifest["image_shape"] == [8, 8, 1]
+    assert manifest["value_range"] == [-1.0, 1.0]
+    assert manifest["widths"] == {"1.0": "unet_1_0.tflite", "0.5": "unet_0_5.tflite"}
+    assert manifest["schedule"] == tiny_schedule.to_dict()
+    assert len(manifest["noise_table"]["betas"]) == 1000
+    for name, digest in manifest["sha256"].items():
+        assert hashlib.sha256((tiny_bundle / name).read_bytes()).hexdigest() == digest
+    assert sorted(p.name for p in tiny_bundle.iterdir()) == sorted(
+        ["manifest.json", *manifest["sha256"]]
+    )
+
+
+# How far one step may be off: as a share of the output's spread.
+@pytest.mark.parametrize(
+    ("quantize", "tolerance", "share"), [("float16", 0.005, 0.9), ("dynamic", 0.1, 0.9)]
+)
+def test_quantised_files_are_smaller_and_near(
+    tiny_unet, tiny_bundle, tiny_schedule, tmp_path, quantize, tolerance, share
+):
+    out = export("tflite", tiny_unet, TABLE, tiny_schedule, tmp_path / "q", quantize=quantize)
+    assert not (out / "manifest.json").exists()
+    exact, small = tiny_bundle / "unet_1_0.tflite", out / "unet_1_0.tflite"
+    assert small.stat().st_size < share * exact.stat().st_size
+    out = export("bundle", tiny_unet, TABLE, tiny_schedule, tmp_path / "b", quantize=quantize)
+    x = np.random.default_rng(0).standard_normal((8, 8, 8, 1)).astype(np.float32)
+    expected = np.asarray(tiny_unet(x, np.full(8, 300), width=1.0))
+    found = EdgeSampler(Bundle.load(out)).denoise(x, 300, 1.0)
+    error = np.sqrt(np.mean((found - expected) ** 2)) / expected.std()
+    assert 0 < error < tolerance
+
+
+def test_bad_arguments_are_refused_and_leave_nothing(tiny_unet, tiny_schedule, tmp_path):
+    def refused(match, kind="bundle", schedule=tiny_schedule, table=TABLE, **options):
+        with pytest.raises(InputError, match=match):
+            export(kind, tiny_unet, table, schedule, tmp_path / "out", **options)
+
+    refused("kind", kind="onnx")
+    refused("quantize", kind="savedmodel", quantize="float16")
+    refused("quantize", quantize="int4")
+    refused("width", schedule=StepSchedule.uniform(0.3, (1, 0)))
+    refused("train_timesteps", table=NoiseTable.linear(10))
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").write_text("kept")
+    refused("exists already")
+    assert (tmp_path / "out" / "precious").read_text() == "kept"
+
+
+def test_overwrite_replaces_the_whole_folder(tiny_unet, tiny_schedule, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").write_text("gone")
+    export("tflite", tiny_unet, TABLE, tiny_schedule, tmp_path / "out", overwrite=True)
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["unet_0_5.tflite", "unet_1_0.tflite"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_missing_savedmodel_is_named(tmp_path, savedmodels):
+    with pytest.raises(InputError, match="folder of SavedModels"):
+        SavedModelDenoiser(tmp_path / "nothing")
+    x = np.zeros((1, 8, 8, 1), np.float32)
+    with pytest.raises(InputError, match=r"`width` \(=0.75\)"):
+        SavedModelDenoiser(savedmodels)(x, 0, 0.75)

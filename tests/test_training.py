@@ -1,0 +1,209 @@
+"""The training program: killed anywhere it goes on to the same weights; what it writes is whole."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import TINY_SETTINGS, run_command
+
+from ddsm_tf.errors import InputError
+from ddsm_tf.training.callbacks import keep_history_until, read_history
+from ddsm_tf.training.run import Checkpoints, Run
+
+# More threads add floats in another order, so equality to the last bit takes one of each.
+ONE_THREAD = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
+STEPS = 10
+
+# Runs `ddsm`, but dies at the given step as a machine does that loses its power.
+DYING = """
+import os, signal, sys
+import ddsm_tf.files as files
+from ddsm_tf.training import callbacks
+
+step, where = int(sys.argv[1]), sys.argv[2]
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if where == "after step":
+    update = callbacks.StepBar.after_step
+    callbacks.StepBar.after_step = lambda self, logs: die() if self.step == step else None
+else:
+    sync = files._sync
+    files._sync = lambda path: die() if f"step_{step:08d}" in path.name else sync(path)
+
+from ddsm_tf.cli import main
+main(sys.argv[3:])
+"""
+
+
+def train_arguments(out, *more, steps=STEPS):
+    settings = [argument for text in TINY_SETTINGS for argument in ("--set", text)]
+    return ["train", "digits", "--out", str(out), "--steps", str(steps), *settings, *more]
+
+
+def train(out, *more, steps=STEPS):
+    arguments = train_arguments(out, *more, steps=steps)
+    return run_command("ddsm_tf.cli", *arguments, env=ONE_THREAD)
+
+
+def final_state(run):
+    with np.load(run / "checkpoints" / f"step_{STEPS:08d}.npz") as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    done = train(out)
+    assert (done.returncode, done.stderr) == (0, "")
+    return out
+
+
+@pytest.mark.parametrize(
+    ("step", "where", "left"),
+    [(2, "after step", []), (7, "after step", [4]), (8, "within the checkpoint", [4])],
+)
+def test_a_killed_run_goes_on_to_the_same_weights(uninterrupted, tmp_path, step, where, left):
+    out = tmp_path / "run"
+    arguments = [sys.executable, "-c", DYING, str(step), where, *train_arguments(out)]
+    killed = subprocess.run(arguments, env={**os.environ, **ONE_THREAD}, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert Checkpoints(out / "checkpoints").steps() == left
+    refused = run_command("ddsm_tf.cli", *train_arguments(out))
+    assert refused.returncode == 2 and "--resume" in refused.stderr
+    done = train(out, "--resume")
+    assert done.returncode == 0, done.stderr
+    expected, found = final_state(uninterrupted), final_state(out)
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value)
+    keys = ("step", "loss", "loss_1", "loss_0.5")
+    assert [[e[k] for k in keys] for e in read_history(out / "logs" / "history.jsonl")] == [
+        [e[k] for k in keys] for e in read_history(uninterrupted / "logs" / "history.jsonl")
+    ]
+
+
+def test_a_signal_ends_training_after_a_checkpoint(tmp_path):
+    out = tmp_path / "run"
+    arguments = train_arguments(out, "--set", "checkpoint_every=100000", steps=100_000)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ddsm_tf.cli", *arguments], stderr=subprocess.PIPE, text=True
+    )
+    history = out / "logs" / "history.jsonl"
+    while not history.exists() or not history.read_text():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    (step,) = Checkpoints(out / "checkpoints").steps()
+    assert process.returncode == 130
+    assert stderr == f"ddsm: stopped at step {step}; go on with --resume\n"
+    assert (out / "weights.keras").is_file()
+
+
+def test_a_run_folder_holds_what_the_interface_promises(uninterrupted):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    names = {path.name for path in uninterrupted.iterdir()}
+    assert names == {"config.json", "checkpoints", "weights.keras", "logs"}
+    history = read_history(uninterrupted / "logs" / "history.jsonl")
+    assert [entry["step"] for entry in history] == [2, 4, 6, 8, 10]
+    assert history[-1]["loss"] < history[0]["loss"]
+    events = EventAccumulator(str(uninterrupted / "logs")).Reload()
+    assert {"loss", "loss_1", "loss_0.5", "learning_rate"} <= set(events.Tags()["tensors"])
+
+
+def test_weights_are_the_moving_average(uninterrupted):
+    run = Run.open(uninterrupted)
+    unet = run.load_unet()
+    state = list(final_state(uninterrupted).values())[1:]
+    raw = state[: len(unet.trainable_variables)]
+    saved = [np.asarray(variable) for variable in unet.trainable_variables]
+    largest = max(np.abs(a - b).max() for a, b in zip(raw, saved, strict=True))
+    assert 1e-5 < largest < 0.1
+    averages = [v for v in state[len(raw) :] if v.ndim]
+    assert any(v.shape == saved[0].shape and np.array_equal(v, saved[0]) for v in averages)
+
+
+def test_a_run_can_be_given_more_steps_but_no_other_settings(uninterrupted, tmp_path):
+    import shutil
+
+    out = shutil.copytree(uninterrupted, tmp_path / "run")
+    done = train(out, "--resume", "--set", "learning_rate=1e-4")
+    assert done.returncode == 2
+    assert "`learning_rate` (=0.0001) differs" in done.stderr
+    done = train(out, "--resume", steps=12)
+    assert done.returncode == 0, done.stderr
+    assert Checkpoints(out / "checkpoints").steps() == [8, 10, 12]
+    assert json.loads((out / "config.json").read_text())["steps"] == 12
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_setting_to_blame(tmp_path):
+    arguments = ["--set", "learning_rate=1e30", "--set", "warmup_steps=0"]
+    done = train(tmp_path / "run", *arguments)
+    assert done.returncode == 2
+    assert "learning_rate" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_sample_grids_are_made_along_the_way(tmp_path):
+    from PIL import Image
+
+    out = tmp_path / "run"
+    assert train(out, "--set", "sample_every=2", steps=2).returncode == 0
+    files = sorted(path.name for path in (out / "samples").iterdir())
+    assert files == ["step_00000002_width_0.5.png", "step_00000002_width_1.png"]
+    with Image.open(out / "samples" / files[0]) as image:
+        assert image.size == (6 * (6 * 9 - 1), 6 * (6 * 9 - 1))
+
+
+class Variable:
+    """A stand-in for a Keras variable."""
+
+    def __init__(self, value):
+        self.value = np.asarray(value)
+        self.shape = self.value.shape
+
+    def assign(self, value):
+        self.value = value
+
+    def __array__(self, dtype=None, copy=None):
+        return self.value
+
+
+def test_checkpoints_keep_every_dtype_and_the_newest_three(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    values = [np.float32([[1.5, -0.0]]), np.int64(7), np.uint32([2**32 - 1])]
+    assert checkpoints.restore_latest([Variable(value) for value in values]) == 0
+    for step in (1, 2, 3, 4):
+        checkpoints.save(step, [Variable(value) for value in values])
+    assert checkpoints.steps() == [2, 3, 4]
+    variables = [Variable(np.zeros_like(value)) for value in values]
+    assert checkpoints.restore_latest(variables) == 4
+    for variable, value in zip(variables, values, strict=True):
+        assert variable.value.dtype == value.dtype
+        np.testing.assert_array_equal(variable.value, value)
+
+
+def test_a_broken_or_foreign_checkpoint_is_refused(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(3, [Variable(np.zeros(2))])
+    with pytest.raises(InputError, match="another architecture"):
+        checkpoints.restore_latest([Variable(np.zeros(3))])
+    file = checkpoints.file(3)
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"step_00000003.npz.*broken"):
+        checkpoints.restore_latest([Variable(np.zeros(2))])
+
+
+def test_history_survives_a_line_cut_short(tmp_path):
+    path = tmp_path / "history.jsonl"
+    path.write_text('{"step": 2, "loss": 1.0}\n{"step": 4, "loss": 0.5}\n{"step": 6, "lo')
+    assert [entry["step"] for entry in read_history(path)] == [2, 4]
+    keep_history_until(path, 2)
+    assert path.read_text() == '{"step": 2, "loss": 1.0}\n'
