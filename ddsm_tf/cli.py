@@ -259,7 +259,8 @@ def quiet_tensorflow() -> None:
     """Import TensorFlow without its start-up lines, and keep its later warnings quiet."""
     if not debugging():
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        for name in ("absl", "tensorflow"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         warnings.simplefilter("ignore")
     without_stderr(_start_tensorflow)
 

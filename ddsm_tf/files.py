@@ -95,15 +95,18 @@ def read_json(path: str | os.PathLike, *, argument: str, max_bytes: int = 64 * 2
         if path.stat().st_size > max_bytes:
             raise invalid(argument, str(path), f"is larger than {max_bytes} bytes")
         return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except InputError:
+        raise
     except OSError as error:
         reason = error.strerror or str(error)
         raise invalid(argument, str(path), f"cannot be read: {reason}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    # ValueError: broken JSON or UTF-8, NaN, or more digits than Python turns into a number.
+    except (ValueError, RecursionError) as error:
         raise invalid(argument, str(path), f"is not valid JSON: {error}") from error
 
 
 def _refuse_constant(name: str) -> None:
-    raise InputError(f"{name} is not allowed in JSON; write a finite number")
+    raise ValueError(f"{name} is no JSON; write a finite number")
 
 
 def _umask() -> int:

@@ -36,7 +36,7 @@ class NoiseTable:
     def __post_init__(self) -> None:
         try:
             betas = np.array(self.betas, dtype=np.float64)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise invalid("betas", self.betas, "must be a list of numbers") from error
         if betas.ndim != 1 or betas.size == 0:
             raise invalid("betas", betas.shape, "must have the shape (T,) with T ≥ 1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -73,6 +74,7 @@ class StepSchedule:
         object.__setattr__(self, "timesteps", _check_timesteps(self))
         object.__setattr__(self, "widths", _check_widths(self))
         object.__setattr__(self, "eta", float(self.eta))
+        object.__setattr__(self, "train_timesteps", int(self.train_timesteps))
 
     @classmethod
     def uniform(cls, width: float, timesteps: Sequence[int], **fields: Any) -> StepSchedule:
@@ -167,7 +169,10 @@ class StepSchedule:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return False
+    # Comparisons are right for NaN and for integers too large for a float.
+    return -math.inf < value < math.inf
 
 
 def _check_integer(argument: str, value: object) -> None:

@@ -24,9 +24,13 @@ class ImageNoise:
     def __init__(self, seed: int, first: int, count: int, image_shape: tuple[int, ...]) -> None:
         if isinstance(seed, bool) or not hasattr(seed, "__index__") or not 0 <= seed < 2**63:
             raise invalid("seed", seed, "must be an integer in [0, 2**63)")
+        seed = int(seed)
         self._shape = tuple(image_shape)
         self._streams = [
-            np.random.RandomState(np.random.MT19937(np.random.SeedSequence([int(seed), index])))
+            # The seed as two words of 32 bits: lists of larger numbers are flattened and collide.
+            np.random.RandomState(
+                np.random.MT19937(np.random.SeedSequence([seed % 2**32, seed >> 32, index]))
+            )
             for index in range(first, first + count)
         ]
 

@@ -77,8 +77,10 @@ def test_changed():
 
 def test_changed_leaves_the_original():
     config = get_preset("digits")
-    assert config.changed(["steps=3"]).steps == 3
-    assert config.steps == 1500
+    before = config.to_dict()
+    assert config.changed(["steps=3"]).to_dict() == {**before, "steps": 3}
+    assert config.to_dict() == before
+    assert before["steps"] != 3
     assert config.changed([]) == config
 
 
@@ -237,14 +239,12 @@ def test_missing_file(tmp_path):
         RunConfig.load(tmp_path / "config.json")
 
 
-@pytest.mark.xfail(strict=True, raises=OverflowError, reason="huge integers are not refused")
 def test_integer_beyond_float64(tmp_path):
     with pytest.raises(InputError, match="`dropout`"):
         load_changed(tmp_path, {"dropout": 10**400})
 
 
 @pytest.mark.parametrize("channels", [5, 7])
-@pytest.mark.xfail(strict=True, reason="the upper end of `channels` is not checked")
 def test_at_most_four_channels(channels):
     with pytest.raises(InputError, match="`channels`"):
         get_preset("digits").changed([f"channels={channels}"])

@@ -204,6 +204,22 @@ def test_only_stochastic_steps_draw_noise():
     assert list(rows.values()) == [[True, True, False]] * 4
 
 
+@pytest.mark.parametrize(
+    ("options", "draws"), [(SAMPLERS[2], 1), (SAMPLERS[4], 3), (SAMPLERS[0], 3)]
+)
+def test_noise_is_drawn_only_where_it_is_used(options, draws):
+    class CountedNoise(ImageNoise):
+        count = 0
+
+        def draw(self):
+            self.count += 1
+            return super().draw()
+
+    noise = CountedNoise(0, 0, 1, (2, 2, 1))
+    sample(half_denoiser, StepSchedule.uniform(1.0, (900, 400, 0), **options), TABLE, noise)
+    assert noise.count == draws
+
+
 def test_coefficients_are_python_floats():
     rows = step_coefficients(StepSchedule.uniform(1.0, (9, 5, 0)), TABLE)
     assert {type(value) for row in rows for value in row} == {float}

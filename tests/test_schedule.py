@@ -218,7 +218,7 @@ def test_file_that_is_not_utf8(tmp_path):
 
 @pytest.mark.parametrize("literal", ["NaN", "Infinity", "-Infinity"])
 def test_literals_outside_json_are_refused(literal, tmp_path):
-    with pytest.raises(InputError, match=f"{literal} is not allowed"):
+    with pytest.raises(InputError, match=f"{literal} is no JSON"):
         load_text(json.dumps(DEFAULT_JSON).replace("0.5", literal), tmp_path)
 
 
@@ -228,14 +228,12 @@ def test_number_that_overflows_to_infinity(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["widths", "eta"])
-@pytest.mark.xfail(strict=True, raises=OverflowError, reason="huge integers are not refused")
 def test_integer_beyond_float64(key, tmp_path):
     value = {**DEFAULT_JSON, key: [10**400, 1.0] if key == "widths" else 10**400}
     with pytest.raises(InputError, match=f"`{key}`"):
         load_text(json.dumps(value), tmp_path)
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="a NumPy train_timesteps is not saved")
 def test_numpy_train_timesteps_can_be_saved(tmp_path):
     schedule(train_timesteps=np.int64(1000)).save(tmp_path / "schedule.json")
     assert StepSchedule.load(tmp_path / "schedule.json") == schedule()

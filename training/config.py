@@ -139,8 +139,15 @@ _CHOICES = {
     "learning_rate_decay": ("constant", "cosine"),
     "mixed_precision": ("float32", "mixed_bfloat16"),
 }
-_AT_LEAST_ZERO = {"sample_every", "warmup_steps", "middle_widths", "seed"}
-_SHARES = {"dropout", "distillation", "ema_momentum"}
+_AT_LEAST_ZERO = {"sample_every", "warmup_steps", "middle_widths"}
+_LIMITS = {
+    "channels": (1, 4),
+    "dropout": (0, 1),
+    "distillation": (0, 1),
+    "ema_momentum": (0, 1),
+    "seed": (0, 2**63 - 1),
+    "train_timesteps": (1, 100_000),
+}
 _PARSERS = {"int": int, "float": float, "str": str}
 
 
@@ -178,7 +185,7 @@ def _coerce(key: str, value: Any, kind: str) -> Any:
         item = kind[6:].split(",")[0]
         return tuple(_coerce(key, part, item) for part in value)
     if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if abs(value) < 2**1000 else math.inf
     expected = {"int": int, "float": float, "str": str, "bool": bool}[kind]
     if not isinstance(value, expected) or (kind == "int" and isinstance(value, bool)):
         raise invalid(key, value, f"must be of the type {kind}")
@@ -188,12 +195,13 @@ def _coerce(key: str, value: Any, kind: str) -> Any:
 
 
 def _check_range(key: str, value: Any) -> None:
-    if key in _CHOICES:
+    if key in _LIMITS:
+        low, high = _LIMITS[key]
+        if not low <= value <= high:
+            raise invalid(key, value, f"must lie in [{low:g}, {high:g}]")
+    elif key in _CHOICES:
         if value not in _CHOICES[key]:
             raise invalid(key, value, f"must be one of {', '.join(_CHOICES[key])}")
-    elif key in _SHARES:
-        if not 0.0 <= value <= 1.0:
-            raise invalid(key, value, "must lie in [0, 1]")
     elif key in _AT_LEAST_ZERO:
         if value < 0:
             raise invalid(key, value, "must be 0 or more")

@@ -7,6 +7,7 @@ A source is a text: `digits` (inside scikit-learn), `npz:FILE[:KEY]`, `folder:DI
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from ddsm_tf.images import to_float
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 IMAGE_KEYS = ("images", "x_train", "train_images", "x", "arr_0")
 LABEL_KEYS = ("labels", "y_train", "train_labels", "y")
+BROKEN_ARCHIVE = (ValueError, zipfile.BadZipFile, zlib.error, EOFError, KeyError, AttributeError)
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
@@ -105,9 +107,10 @@ def _digits(_: str) -> tuple[Any, np.ndarray]:
 def _npz(rest: str) -> tuple[np.ndarray, np.ndarray | None]:
     path, key = _split_key(rest)
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise invalid("data", str(path), "must be an .npz archive")
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise invalid("data", str(path), "must be an .npz archive")
+        with archive:
             key = key or next((name for name in IMAGE_KEYS if name in archive.files), None)
             if key not in archive.files:
                 rule = f"must name one of {archive.files}, as npz:FILE:KEY"
@@ -119,7 +122,7 @@ def _npz(rest: str) -> tuple[np.ndarray, np.ndarray | None]:
         raise
     except OSError as error:
         raise invalid("data", str(path), f"cannot be read: {error.strerror or error}") from error
-    except (ValueError, zipfile.BadZipFile, EOFError, KeyError) as error:
+    except BROKEN_ARCHIVE as error:
         raise invalid("data", str(path), f"is not a readable .npz archive: {error}") from error
     if labels is not None and (labels.shape != images.shape[:1] or labels.dtype.kind not in "iu"):
         labels = None
@@ -174,7 +177,7 @@ def _folder(rest: str) -> tuple[list[Any], None]:
         try:
             with Image.open(file) as image:
                 images.append(image.copy())
-        except OSError as error:
+        except (OSError, Image.DecompressionBombError) as error:
             raise invalid("data", str(file), f"is not a readable image: {error}") from error
     return images, None
 
@@ -210,6 +213,9 @@ def _fit(image: Any, size: int, channels: int) -> np.ndarray:
         if image.shape == (size, size, channels):
             return image
         image = _pillow().fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    if image.mode.startswith("I"):
+        # Sixteen bits of grey: Pillow's own conversion would turn all above 255 white.
+        image = _pillow().fromarray((np.asarray(image).clip(0, 65_535) // 257).astype(np.uint8))
     image = image.convert(MODES[channels])
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2

@@ -5,28 +5,30 @@ from __future__ import annotations
 from ddsm_tf.errors import invalid
 from ddsm_tf.training.config import RunConfig
 
+# Settled by trying: two levels of equal width, a high rate and all widths at every step give the
+# best images for three minutes on two cores.
 DIGITS = RunConfig(
     preset="digits",
     data="digits",
     image_size=8,
     channels=1,
     base_channels=32,
-    channel_multipliers=(1, 2),
+    channel_multipliers=(1, 1),
     attention_resolutions=(),
     blocks_per_level=1,
     middle_widths=2,
-    steps=1500,
-    batch_size=64,
-    learning_rate=2e-3,
+    steps=1400,
+    batch_size=40,
+    learning_rate=4e-3,
     learning_rate_decay="cosine",
     warmup_steps=60,
     ema_momentum=0.995,
-    checkpoint_every=250,
-    log_every=25,
-    sample_every=250,
+    checkpoint_every=200,
+    log_every=20,
+    sample_every=700,
     sampling_steps=25,
     search_segments=5,
-    search_trials=48,
+    search_trials=32,
     search_images=512,
 )
 
