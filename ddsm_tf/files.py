@@ -37,6 +37,10 @@ def atomic_file(path: str | os.PathLike, *, overwrite: bool = True) -> Iterator[
         _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)
+    except OSError as error:
+        # A failing write names no file, and nobody knows the temporary one.
+        error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

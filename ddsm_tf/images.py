@@ -73,8 +73,11 @@ def save_images(images: np.ndarray, path: str | os.PathLike) -> None:
     """
     check_image_path(path)
     if Path(path).suffix == ".npy":
-        with atomic_file(path) as temporary, open(temporary, "wb") as file:
-            np.save(file, images)
+        # By way of memory: NumPy's own writing to a file hides what the system says of a full disk.
+        buffer = io.BytesIO()
+        np.save(buffer, images)
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(buffer.getvalue())
         return
     # Small images are enlarged so that a person can see them.
     scale = max(1, 48 // max(images.shape[1:3]))

@@ -1,0 +1,285 @@
+"""The `ddsm` command as a user types it, in processes of its own."""
+
+import json
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import TINY_SETTINGS, run_command
+
+from ddsm_tf.schedule import StepSchedule, even_timesteps
+from ddsm_tf.search import read_pareto
+
+CLI = "ddsm_tf.cli"
+
+
+@pytest.fixture(scope="module")
+def searched_run(tiny_run, tmp_path_factory):
+    """A run after `ddsm search`; do not change it."""
+    run = shutil.copytree(tiny_run, tmp_path_factory.mktemp("searched") / "run")
+    done = run_command(CLI, "search", run)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"^4 trials; chosen: .*\nMACs saved: \d+ %\ndistance: [\d.]+ ", done.stdout)
+    return run
+
+
+def test_search_writes_the_pareto_set_and_the_schedule(searched_run):
+    entries = read_pareto(searched_run / "search" / "pareto.json")
+    assert {"full", "uniform:0.5"} <= {entry.get("baseline") for entry in entries}
+    assert [e["macs"] for e in entries] == sorted(e["macs"] for e in entries)
+    full = next(entry for entry in entries if entry.get("baseline") == "full")
+    narrow = next(entry for entry in entries if entry.get("baseline") == "uniform:0.5")
+    assert full["macs_fraction"] == 1.0
+    assert narrow["macs_fraction"] == pytest.approx(narrow["macs"] / full["macs"])
+    assert 0.2 < narrow["macs_fraction"] < 0.35
+    assert set(full) == {"schedule", "distance", "macs", "macs_fraction", "seconds", "baseline"}
+    schedule = StepSchedule.load(searched_run / "schedule.json")
+    assert schedule.timesteps == even_timesteps(1000, 4)
+    result = json.loads((searched_run / "search" / "result.json").read_text())
+    assert result["confirm_seeds"] == [1, 2, 3, 4]
+    assert len(result["trials"]) == 4  # two segments of two widths
+
+
+def test_search_resumes_without_new_trials_and_refuses_to_start_over(searched_run, tmp_path):
+    run = shutil.copytree(searched_run, tmp_path / "run")
+    done = run_command(CLI, "search", run)
+    assert done.returncode == 2 and "--resume" in done.stderr
+    before = (run / "search" / "pareto.json").read_text()
+    (run / "schedule.json").unlink()
+    done = run_command(CLI, "search", run, "--resume")
+    assert done.returncode == 0, done.stderr
+    # Seconds are measured, so equal files mean that nothing was measured again.
+    assert (run / "search" / "pareto.json").read_text() == before
+    assert StepSchedule.load(run / "schedule.json").sampler == "ddim"
+    done = run_command(CLI, "search", run, "--resume", "--images", "64")
+    assert done.returncode == 2 and "`images` (=64)" in done.stderr
+
+
+def test_search_by_latency(tiny_run, searched_run, tmp_path):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    shutil.copy(searched_run / "classifier.keras", run)
+    latency = tmp_path / "latency.json"
+    # A device that is slower at the narrow width: only full width can be on the front.
+    latency.write_text('{"widths": {"1.0": {"median_ms": 2.0}, "0.5": {"median_ms": 3.0}}}')
+    done = run_command(CLI, "search", run, "--cost", f"latency:{latency}", "--trials", 2)
+    assert done.returncode == 0, done.stderr
+    entries = read_pareto(run / "search" / "pareto.json")
+    assert [(e["baseline"], e["latency_ms"]) for e in entries] == [
+        ("full", 8.0),
+        ("uniform:0.5", 12.0),
+    ]
+    assert StepSchedule.load(run / "schedule.json").widths == (1.0,) * 4
+    broken = ["--cost", f"latency:{tmp_path / 'nothing.json'}"]
+    done = run_command(CLI, "search", shutil.copytree(tiny_run, tmp_path / "two"), *broken)
+    assert done.returncode == 2 and "nothing.json" in done.stderr
+    assert not (tmp_path / "two" / "search").exists()
+
+
+def test_sample_evaluate_export_report_and_the_edge(searched_run, tmp_path):
+    run = shutil.copytree(searched_run, tmp_path / "run")
+    server, edge = tmp_path / "server.npy", tmp_path / "edge.npy"
+    steps = [
+        (CLI, "sample", run, "-n", 20, "--seed", 3, "-o", server),
+        (CLI, "sample", run, "-n", 20, "--seed", 3, "-o", tmp_path / "grid.png"),
+        (CLI, "export", run, "bundle", "-o", run / "bundle"),
+        ("ddsm_tf.edge.cli", "sample", run / "bundle", "-n", 20, "--seed", 3, "-o", edge),
+        (CLI, "report", run),
+    ]
+    for step in steps:
+        done = run_command(*step)
+        assert (done.returncode, done.stderr) == (0, ""), step
+    first, second = np.load(server), np.load(edge)
+    assert first.shape == (20, 8, 8, 1) and first.dtype == np.uint8
+    assert np.mean(np.abs(first.astype(int) - second.astype(int)) <= 1) >= 0.999
+    check_report((run / "report.html").read_text())
+
+
+def check_report(page):
+    """One file that needs nothing else, with the pictures and the commands."""
+    assert "http" not in page.replace("http-equiv", "")
+    assert "src=" in page and set(re.findall(r'src="(.{22})', page)) == {"data:image/png;base64,"}
+    captions = ["Real images", "Full width", "Step-aware schedule", "LiteRT", "Loss of each width"]
+    captions += ["Distance and cost of every trial", "Width at each step"]
+    for caption in captions:
+        assert caption in page
+    assert page.count("data:image/png") == len(captions)
+    assert "ddsm train digits --out run --set base_channels=8" in page
+    assert "uniform:0.5" in page and "full" in page
+
+
+def test_evaluate_prints_one_object(searched_run):
+    arguments = ["evaluate", searched_run, "--schedule", "uniform:0.5", "--steps", 3, "-n", 40]
+    done = run_command(CLI, *arguments, "--json")
+    result = json.loads(done.stdout)
+    assert result["steps"] == 3 and result["images"] == 40
+    assert result["width_counts"] == {"0.5": 3}
+    assert 0.2 < result["macs_fraction"] < 0.35
+    assert result["distance"] > 0 and result["seconds"] > 0
+
+
+def test_presets_are_listed():
+    done = run_command(CLI, "presets")
+    names = re.findall(r"^(\w+) ", done.stdout, flags=re.MULTILINE)
+    assert names == ["digits", "fashion_mnist", "cifar10"]
+
+
+BAD = [
+    (["train", "nope", "--out", "{tmp}/x"], "`PRESET` (='nope') must be one of digits"),
+    (["train", "digits"], "--out"),
+    (["train", "digits", "--out", "{run}"], "exists and is not empty; pass --resume"),
+    (["train", "digits", "--out", "{file}"], "is a file"),
+    (["train", "digits", "--out", "{tmp}/x", "--set", "widht=1"], "did you mean widths?"),
+    (["train", "digits", "--out", "{tmp}/x", "--set", "seed"], "key=value"),
+    (["train", "digits", "--out", "{tmp}/x", "--steps", "0"], "--steps"),
+    (["train", "digits", "--out", "{tmp}/x", "--data", "npz:{tmp}/none.npz"], "none.npz"),
+    (["train", "digits", "--out", "{tmp}/x", "--data", "npz:{nan}"], "NaN"),
+    (["train", "digits", "--out", "{tmp}/x", "--data", "npz:{wrong}"], "int64"),
+    (["train", "digits", "--out", "{tmp}/x", "--set", "image_size=7"], "`image_size` (=7)"),
+    (["search", "{tmp}/none"], "no run folder"),
+    (["search", "{run}", "--trials", "1"], "`trials` (=1) must be at least 2"),
+    (["search", "{run}", "--cost", "watts"], "must be macs or latency:FILE"),
+    (["sample", "{run}", "-o", "{tmp}/x.jpg"], ".png"),
+    (["sample", "{run}", "-o", "{tmp}/x.png", "--schedule", "uniform:0.3"], "0.3"),
+    (["sample", "{run}", "-o", "{tmp}/x.png", "--schedule", "{tmp}/none.json"], "none.json"),
+    (["sample", "{run}", "-o", "{tmp}/x.png", "--schedule", "{rising}"], "fall strictly"),
+    (["sample", "{run}", "-o", "{tmp}/x.png", "--schedule", "{cut}"], "not valid JSON"),
+    (["sample", "{run}", "-o", "{tmp}/x.png", "-n", "0"], "-n"),
+    (["sample", "{run}", "-o", "{tmp}/x.png", "--seed", "-1"], "--seed"),
+    (["sample", "{run}", "-o", "{tmp}/x.png", "--steps", "1001"], "`steps` (=1001)"),
+    (["sample", "{empty}", "-o", "{tmp}/x.png"], "weights"),
+    (["sample", "{foreign}", "-o", "{tmp}/x.png"], "base_channels"),
+    (["sample", "{cut_weights}", "-o", "{tmp}/x.png"], "weights"),
+    (["sample", "{cut_config}", "-o", "{tmp}/x.png"], "config"),
+    (["export", "{run}", "bundle", "-o", "{folder}"], "exists already"),
+    (["export", "{run}", "onnx", "-o", "{tmp}/x"], "onnx"),
+    (["export", "{run}", "savedmodel", "-o", "{tmp}/x", "--quantize", "float16"], "quantize"),
+    (["report", "{empty}"], "weights"),
+]
+
+
+@pytest.fixture(scope="module")
+def places(tiny_run, tmp_path_factory):
+    """Good and bad files that the commands of `BAD` name."""
+    root = tmp_path_factory.mktemp("bad")
+    good = StepSchedule.uniform(1.0, (2, 1, 0)).to_dict()
+
+    def write(name, text):
+        (root / name).write_text(text)
+        return root / name
+
+    def copy(name):
+        return shutil.copytree(tiny_run, root / name)
+
+    (root / "folder").mkdir()
+    write("folder/precious", "kept")
+    np.savez(root / "nan.npz", images=np.full((4, 8, 8), np.nan, np.float32))
+    np.savez(root / "wrong.npz", images=np.zeros((4, 8, 8), np.int64))
+    places = {
+        "run": tiny_run,
+        "file": write("file", ""),
+        "folder": root / "folder",
+        "nan": root / "nan.npz",
+        "wrong": root / "wrong.npz",
+        "rising": write("rising.json", json.dumps({**good, "timesteps": [0, 1, 2]})),
+        "cut": write("cut.json", json.dumps(good)[:50]),
+        "empty": copy("empty"),
+        "foreign": copy("foreign"),
+        "cut_weights": copy("cut_weights"),
+        "cut_config": copy("cut_config"),
+    }
+    (root / "empty" / "weights.keras").unlink()
+    config = root / "foreign" / "config.json"
+    config.write_text(config.read_text().replace('"base_channels": 8', '"base_channels": 16'))
+    weights = root / "cut_weights" / "weights.keras"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    config = root / "cut_config" / "config.json"
+    config.write_text(config.read_text()[:200])
+    return places
+
+
+@pytest.mark.parametrize(("arguments", "words"), BAD, ids=lambda value: str(value)[:60])
+def test_bad_input_is_one_line_and_leaves_nothing(places, tmp_path, capfd, arguments, words):
+    # In this process: thirty starts of TensorFlow would take minutes.
+    from ddsm_tf.cli import run
+
+    code = run([text.format(tmp=tmp_path, **places) for text in arguments])
+    out, err = capfd.readouterr()
+    assert (code, out) == (2, "")
+    assert words in err and err.startswith("ddsm: ") and err.count("\n") == 1
+    assert (places["folder"] / "precious").read_text() == "kept"
+    left = [path.name for path in tmp_path.rglob("*") if path.is_file()]
+    assert left in ([], ["config.json"])
+
+
+def test_bad_input_in_a_process_of_its_own(tmp_path):
+    done = run_command(CLI, "sample", tmp_path, "-o", "x.png", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"ddsm: `RUN` (='{tmp_path}') is no run folder (no config.json); see `ddsm train`\n"
+    )
+
+
+def limit_file_size():
+    """Stands in for a full disk: writing more than 300 bytes to a file fails."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.png"])
+def test_a_full_disk_leaves_nothing_half_written(tiny_run, tmp_path, name):
+    (tmp_path / name).write_text("old")
+    done = subprocess.run(
+        [sys.executable, "-m", CLI, "sample", tiny_run, "-n", "64", "-o", tmp_path / name],
+        preexec_fn=limit_file_size,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("ddsm: ") and done.stderr.count("\n") == 1
+    assert f"{name}`: File too large" in done.stderr
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [(name, "old")]
+
+
+def test_a_full_disk_keeps_the_checkpoints(tiny_run, tmp_path):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    before = {path: path.read_bytes() for path in run.rglob("*.npz")}
+    settings = [argument for text in TINY_SETTINGS for argument in ("--set", text)]
+    done = subprocess.run(
+        [sys.executable, "-m", CLI, "train", "digits", "--out", run, "--resume"]
+        + ["--steps", "14", *settings],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert {path: path.read_bytes() for path in run.rglob("*.npz")} == before
+    assert not list(run.rglob(".*"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder_is_one_line(tmp_path):
+    tmp_path.chmod(0o500)
+    done = run_command(CLI, "train", "digits", "--out", tmp_path / "run")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert str(tmp_path) in done.stderr
+
+
+def seconds(*command):
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True)
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def test_help_and_import_are_quick():
+    assert seconds(sys.executable, "-c", "import ddsm_tf") < 0.5
+    assert seconds(sys.executable, "-m", CLI, "--help") < 0.5
