@@ -249,10 +249,10 @@ def test_a_full_disk_leaves_nothing_half_written(tiny_run, tmp_path, name):
 def test_a_full_disk_keeps_the_checkpoints(tiny_run, tmp_path):
     run = shutil.copytree(tiny_run, tmp_path / "run")
     before = {path: path.read_bytes() for path in run.rglob("*.npz")}
-    settings = [argument for text in TINY_SETTINGS for argument in ("--set", text)]
+    arguments = ["train", "digits", "--out", run, "--resume", "--steps", "14"]
+    arguments += [argument for text in TINY_SETTINGS for argument in ("--set", text)]
     done = subprocess.run(
-        [sys.executable, "-m", CLI, "train", "digits", "--out", run, "--resume"]
-        + ["--steps", "14", *settings],
+        [sys.executable, "-m", CLI, *arguments],
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
         capture_output=True,
         text=True,

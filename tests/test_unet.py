@@ -1,5 +1,7 @@
 """The slimmable UNet: its widths, its plain subnets, its arguments and its file."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from conftest import TINY, randomise
 
 from ddsm_tf.errors import InputError
 from ddsm_tf.models import SlimmableUNet
+from ddsm_tf.models.unet import choose_group_size
 
 FOUR = (1.0, 0.75, 0.5, 0.25)
 
@@ -62,7 +65,7 @@ def test_subnet_is_the_slimmable_call(changes):
         assert narrow.widths == (1.0,) and narrow.image_shape == unet.image_shape
         np.testing.assert_allclose(run(narrow, x, t), outputs[-1], atol=1e-5)
         assert outputs[-1].shape == x.shape and outputs[-1].std() > 0.05
-    for wider, narrower in zip(outputs, outputs[1:], strict=False):
+    for wider, narrower in itertools.pairwise(outputs):
         assert np.abs(wider - narrower).max() > 0.01
 
 
@@ -91,12 +94,12 @@ def test_widest_is_the_default(unet):
 
 
 def test_wide_weights_do_not_reach_a_narrow_width():
-    unet = make_unet()
+    unet = make_unet(channel_multipliers=(1,))
     x = noisy_images(unet)
     narrow, wide = run(unet, x, [5, 6], width=0.5), run(unet, x, [5, 6])
     kernel = unet.middle[0].input_conv.kernel
     changed = kernel.numpy()
-    changed[:, :, 8:] += 1.0
+    changed[:, :, 4:] += 1.0
     kernel.assign(changed)
     assert np.array_equal(run(unet, x, [5, 6], width=0.5), narrow)
     assert np.abs(run(unet, x, [5, 6]) - wide).max() > 0.01
@@ -147,7 +150,7 @@ def test_mixed_precision_is_near_float32(unet):
     for weight, copy in zip(unet.weights, half.weights, strict=True):
         copy.assign(weight)
     x, t = noisy_images(unet), [3, 700]
-    for width in unet.widths:
+    for width in (1.0, 0.25):
         output = half(x, np.asarray(t), width=width)
         assert keras.backend.standardize_dtype(output.dtype) == "bfloat16"
         difference = run(unet, x, t, width=width) - keras.ops.cast(output, "float32")
@@ -159,7 +162,7 @@ def test_file_keeps_every_bit(unet, tmp_path):
     loaded = keras.saving.load_model(tmp_path / "unet.keras", safe_mode=True)
     assert loaded.get_config() == unet.get_config()
     x, t = noisy_images(unet), [3, 700]
-    for width in FOUR:
+    for width in (1.0, 0.25):
         assert np.array_equal(run(loaded, x, t, width=width), run(unet, x, t, width=width))
 
 
@@ -181,13 +184,19 @@ def test_config_round_trip(changes):
         assert copy.get_config()[name] == expected
 
 
-def test_group_size_makes_widths_exact():
-    sizes = [
-        SlimmableUNet(**{**TINY, "base_channels": base, "widths": widths}).group_size
-        for base, widths in [(16, FOUR), (12, (1.0, 0.5)), (20, (1.0, 0.6)), (12, (1.0, 0.6, 0.3))]
-    ]
-    # The last has no exact size, and takes the smallest.
-    assert sizes == [4, 6, 4, 4]
+@pytest.mark.parametrize(
+    ("base_channels", "widths", "asked", "size"),
+    [
+        (16, FOUR, None, 4),
+        (12, (1.0, 0.5), None, 6),
+        (20, (1.0, 0.6), None, 4),
+        (256, FOUR, None, 8),
+        (12, (1.0, 0.6, 0.3), None, 4),  # none is exact, so the smallest
+        (16, FOUR, 2, 2),
+    ],
+)
+def test_group_size_makes_widths_exact(base_channels, widths, asked, size):
+    assert choose_group_size(base_channels, widths, asked) == size
 
 
 @pytest.mark.parametrize(
@@ -234,7 +243,7 @@ def test_unknown_width(unet, width):
 
 
 def test_dropout_in_training_only():
-    unet, plain = make_unet(dropout=0.5), make_unet()
+    unet, plain = (make_unet(dropout=rate, channel_multipliers=(1,)) for rate in (0.5, 0.0))
     for weight, copy in zip(plain.trainable_weights, unet.trainable_weights, strict=True):
         copy.assign(weight)
     x = noisy_images(unet)

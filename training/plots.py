@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 from ddsm_tf.schedule import StepSchedule
 
 SIZE = (6.4, 3.6)
+OTHER_SCHEDULES = 3
 BASELINES = {
     "full": ("*", "black", "full width"),
     "uniform": ("s", "tab:orange", "uniform width"),
@@ -80,6 +82,28 @@ def pareto_plot(
             break
     axes.legend()
     return figure
+
+
+def search_figures(
+    entries: Sequence[dict[str, Any]], chosen: StepSchedule, result: dict[str, Any]
+) -> dict[str, Figure]:
+    """The two plots of a search: `pareto` and `schedules`.
+
+    Args:
+        entries: of `pareto.json`.
+        chosen: the schedule that was chosen.
+        result: of `search/result.json`.
+    """
+    others = [e for e in entries if "baseline" not in e and e["schedule"] != chosen.to_dict()]
+    stride = max(1, math.ceil(len(others) / OTHER_SCHEDULES))
+    schedules = {"chosen": chosen} | {
+        f"{100 * entry['macs_fraction']:.0f} % of MACs": StepSchedule.from_dict(entry["schedule"])
+        for entry in others[::stride]
+    }
+    return {
+        "pareto": pareto_plot(entries, chosen, result["trials"], result["distance_name"]),
+        "schedules": schedule_plot(schedules),
+    }
 
 
 def to_png(figure: Figure) -> bytes:

@@ -28,8 +28,8 @@ DIGITS = RunConfig(
     sample_every=700,
     sampling_steps=25,
     search_segments=5,
-    search_trials=32,
-    search_images=512,
+    search_trials=24,
+    search_images=1024,
 )
 
 FASHION_MNIST = RunConfig(

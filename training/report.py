@@ -19,13 +19,12 @@ from ddsm_tf.images import image_grid, png_bytes
 from ddsm_tf.schedule import StepSchedule
 from ddsm_tf.search.pareto import read_pareto
 from ddsm_tf.training.callbacks import read_history
-from ddsm_tf.training.plots import loss_plot, pareto_plot, schedule_plot, to_png
+from ddsm_tf.training.plots import loss_plot, search_figures, to_png
 from ddsm_tf.training.run import Run
 from ddsm_tf.training.sample import sample_with_bar
 
 GRID_IMAGES = 64
 SEED = 0
-PLOTTED_SCHEDULES = 4
 RESULT_KEYS = {
     "chosen_distance",
     "confirm_seeds",
@@ -159,18 +158,10 @@ def _picture(caption: str, images: np.ndarray) -> dict[str, str]:
 def _search_plots(
     entries: list[dict[str, Any]], schedule: StepSchedule, result: dict[str, Any]
 ) -> list[dict[str, str]]:
-    others = [e for e in entries if "baseline" not in e and e["schedule"] != schedule.to_dict()]
-    picked = others[:: max(1, len(others) // (PLOTTED_SCHEDULES - 1))][: PLOTTED_SCHEDULES - 1]
-    schedules = {"chosen": schedule} | {
-        f"{100 * entry['macs_fraction']:.0f} % of MACs": StepSchedule.from_dict(entry["schedule"])
-        for entry in picked
-    }
+    figures = search_figures(entries, schedule, result)
     return [
-        _plot(
-            "Distance and cost of every trial",
-            pareto_plot(entries, schedule, result["trials"], result["distance_name"]),
-        ),
-        _plot("Width at each step", schedule_plot(schedules)),
+        _plot("Distance and cost of every trial", figures["pareto"]),
+        _plot("Width at each step", figures["schedules"]),
     ]
 
 

@@ -11,12 +11,13 @@ import keras
 
 from ddsm_tf.cost import cost_fraction, macs_per_width
 from ddsm_tf.errors import InputError, invalid
-from ddsm_tf.files import read_json, write_json
+from ddsm_tf.files import atomic_file, read_json, write_json
 from ddsm_tf.schedule import StepSchedule
 from ddsm_tf.search import Evolution, ScheduleEvaluator, ScheduleSpace
 from ddsm_tf.search.pareto import Entry, pareto_entries, write_pareto
 from ddsm_tf.search.search import Confirmation, Confirmer, check_trials, choose, run_trials
 from ddsm_tf.training.evaluate import frechet_distance_of
+from ddsm_tf.training.plots import search_figures, to_png
 from ddsm_tf.training.progress import progress_bar
 from ddsm_tf.training.run import Run
 
@@ -34,7 +35,7 @@ def search_run(
     images: int | None = None,
     seed: int = 0,
 ) -> str:
-    """Search schedules; write `search/pareto.json`, `search/result.json` and `schedule.json`.
+    """Search schedules; write `schedule.json` and, in `search/`, `pareto.json`, its plots and more.
 
     Args:
         run: a trained run.
@@ -72,7 +73,7 @@ def search_run(
         "images": evaluate.images,
         "seed": seed,
         "weights": _fingerprint(model.unet),
-        "population": min(max(trials // 4, 4), 50),
+        "population": min(max(trials // 4, 8), 50),
     }
     settings = _keep_settings(run, settings)
     evolution = Evolution(space, settings["population"], seed)
@@ -88,6 +89,9 @@ def search_run(
     result = _result(evaluate, entries, full, chosen, list(seeds))
     write_json(search_folder(run) / "result.json", result)
     chosen.schedule.save(run.schedule_path)
+    for name, figure in search_figures(front, chosen.schedule, result).items():
+        with atomic_file(search_folder(run) / f"{name}.png") as temporary:
+            temporary.write_bytes(to_png(figure))
     return _describe(run, full, chosen, cost_fraction(chosen.schedule, macs), len(entries))
 
 

@@ -1,0 +1,117 @@
+"""A network trained under JAX is the same network under TensorFlow."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from conftest import TINY, randomise
+
+from ddsm_tf.models import Adam, DiffusionModel, SlimmableUNet
+from ddsm_tf.noise import NoiseTable
+from ddsm_tf.schedule import StepSchedule
+
+SCHEDULE = StepSchedule((900, 600, 350, 100, 20, 0), (0.5, 0.5, 1.0, 0.5, 1.0, 1.0), eta=0.5)
+COUNT = 6
+ENVIRONMENT = {
+    "KERAS_BACKEND": "jax",
+    "JAX_PLATFORMS": "cpu",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # nearly all of the time goes into compiling
+}
+
+
+def noisy_images():
+    random = np.random.default_rng(1)
+    return random.standard_normal((3, 8, 8, 1), np.float32), np.array([0, 300, 999])
+
+
+def train_and_save(folder):
+    """In a process under JAX: train, and save the network and what it gives."""
+    assert keras.backend.backend() == "jax"
+    folder = Path(folder)
+    unet = randomise(SlimmableUNet(**TINY))
+    model = DiffusionModel(unet, NoiseTable.linear(1000))
+    model.compile(Adam(0.002, use_ema=True, ema_momentum=0.5, global_clipnorm=0.5))
+    images = np.random.default_rng(0).uniform(-1, 1, (8, *unet.image_shape)).astype(np.float32)
+    before = weights_of(model)
+    # `fit` ends with weights and average in one buffer, which a second `fit` must not trip over.
+    losses = [
+        value
+        for _ in range(2)
+        for value in model.fit(images, batch_size=4, epochs=2, verbose=0).history["loss"]
+    ]
+    trained = weights_of(model)
+    model.trainable_variables[0].assign(model.trainable_variables[0] + 1.0)
+    with model.averaged_weights():
+        averaged = weights_of(model)
+    model.trainable_variables[0].assign(trained[0])
+    unet.save(folder / "unet.keras")
+    x, t = noisy_images()
+    outputs = {f"output_{width}": model.denoise(x, t, width) for width in unet.widths}
+    np.savez(
+        folder / "out.npz",
+        losses=losses,
+        moved=max(np.abs(a - b).max() for a, b in zip(trained, before, strict=True)),
+        drift=max(np.abs(a - b).max() for a, b in zip(trained, averaged, strict=True)),
+        images=model.sample(SCHEDULE, COUNT, seed=4, batch_size=4),
+        **outputs,
+    )
+
+
+def weights_of(model):
+    return [keras.ops.convert_to_numpy(weight) for weight in model.trainable_variables]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("jax")
+    script = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+    script += f"import test_jax; test_jax.train_and_save({str(folder)!r})"
+    process = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, **ENVIRONMENT},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def of_jax(folder):
+    return np.load(folder / "out.npz")
+
+
+@pytest.fixture(scope="module")
+def unet(folder):
+    assert keras.backend.backend() == "tensorflow"
+    return keras.saving.load_model(folder / "unet.keras", safe_mode=True)
+
+
+def test_jax_trains(of_jax):
+    assert of_jax["losses"].shape == (4,) and np.isfinite(of_jax["losses"]).all()
+    assert of_jax["losses"][-1] < of_jax["losses"][0]
+    assert of_jax["moved"] > 1e-3
+    # `fit` leaves the moving average as weights.
+    assert of_jax["drift"] < 1e-6
+
+
+@pytest.mark.parametrize("width", TINY["widths"])
+def test_network_gives_the_same_under_tensorflow(unet, of_jax, width):
+    x, t = noisy_images()
+    expected = of_jax[f"output_{width}"]
+    assert expected.std() > 0.05
+    np.testing.assert_allclose(unet(x, t, width=width), expected, atol=1e-5)
+
+
+def test_samples_are_the_same_under_tensorflow(unet, of_jax):
+    found = DiffusionModel(unet, NoiseTable.linear(1000)).sample(SCHEDULE, COUNT, seed=4)
+    assert found.dtype == of_jax["images"].dtype == np.uint8 and found.std() > 20
+    difference = np.abs(found.astype(int) - of_jax["images"])
+    assert (difference <= 1).mean() >= 0.999
+    assert (difference == 0).mean() > 0.98
