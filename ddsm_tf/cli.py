@@ -10,17 +10,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from ddsm_tf.console import (
-    BAD_INPUT,
-    DONE,
-    FAILED,
-    INTERRUPTED,
-    debugging,
-    describe,
-    say,
-    without_stderr,
-)
-from ddsm_tf.errors import InputError, MissingExtraError, missing_extra
+from ddsm_tf.console import BAD_INPUT, DONE, FAILED, debugging, run_safely, say, without_stderr
+from ddsm_tf.errors import InputError, missing_extra
 
 try:
     import click
@@ -40,6 +31,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
     if click is None:
         return say(PROGRAM, str(missing_extra("click", "train")), FAILED)
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    return run_safely(PROGRAM, lambda: _run(arguments))
+
+
+def _run(arguments: list[str]) -> int:
     try:
         # Not `commands.main`, which turns an interrupt into one without its message.
         with commands.make_context(PROGRAM, arguments) as context:
@@ -51,17 +46,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         click.echo(error.ctx.get_help())
         return BAD_INPUT
     except click.ClickException as error:
-        return say(PROGRAM, error.format_message(), BAD_INPUT)
-    except InputError as error:
-        return say(PROGRAM, str(error), BAD_INPUT)
-    except KeyboardInterrupt as error:
-        return say(PROGRAM, str(error) or "interrupted", INTERRUPTED)
-    except MissingExtraError as error:
-        return say(PROGRAM, str(error), FAILED)
-    except Exception as error:
-        if debugging():
-            raise
-        return say(PROGRAM, describe(error), FAILED)
+        raise InputError(error.format_message()) from error
 
 
 def _group() -> Any:

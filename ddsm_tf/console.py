@@ -7,7 +7,25 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from ddsm_tf.errors import InputError, MissingExtraError
+
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+def run_safely(program: str, action: Callable[[], int]) -> int:
+    """Run `action`; returns its exit code, or that of its error, which is printed as one line."""
+    try:
+        return action()
+    except InputError as error:
+        return say(program, str(error), BAD_INPUT)
+    except MissingExtraError as error:
+        return say(program, str(error), FAILED)
+    except KeyboardInterrupt as error:
+        return say(program, str(error) or "interrupted", INTERRUPTED)
+    except Exception as error:
+        if debugging():
+            raise
+        return say(program, _describe(error), FAILED)
 
 
 def say(program: str, message: str, code: int) -> int:
@@ -16,7 +34,7 @@ def say(program: str, message: str, code: int) -> int:
     return code
 
 
-def describe(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     """One line for an error that nobody foresaw, or that the system reports."""
     if isinstance(error, OSError):
         where = f"`{error.filename}`: " if error.filename else ""

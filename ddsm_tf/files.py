@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,35 @@ def read_json(path: str | os.PathLike, *, argument: str, max_bytes: int = 64 * 2
     # ValueError: broken JSON or UTF-8, NaN, or more digits than Python turns into a number.
     except (ValueError, RecursionError) as error:
         raise invalid(argument, str(path), f"is not valid JSON: {error}") from error
+
+
+def check_keys(
+    value: Any,
+    *,
+    format: str,
+    version: int,
+    required: Collection[str],
+    optional: Collection[str] = (),
+) -> dict[str, Any]:
+    """The content of a JSON object that says what it is, without `format` and `version`.
+
+    Raises:
+        InputError: it is no object, of another format or version, or lacks a key or has one too
+            many.
+    """
+    if not isinstance(value, Mapping):
+        raise InputError(f"must be a JSON object of the format {format!r}")
+    if value.get("format") != format:
+        raise invalid("format", value.get("format"), f"must be {format!r}")
+    # True equals 1 in Python and is no version.
+    if value.get("version") != version or isinstance(value["version"], bool):
+        raise invalid("version", value.get("version"), f"must be {version}; update ddsm_tf")
+    content = {key: value[key] for key in value if key not in ("format", "version")}
+    missing = sorted(set(required) - set(content))
+    unknown = sorted(set(content) - set(required) - set(optional))
+    if missing or unknown:
+        raise InputError(f"lacks the keys {missing} and has unknown keys {unknown}")
+    return content
 
 
 def _refuse_constant(name: str) -> None:

@@ -6,20 +6,20 @@ import math
 import numbers
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from typing import Any
 
 from ddsm_tf.errors import InputError, invalid
-from ddsm_tf.files import read_json, write_json
+from ddsm_tf.files import check_keys, read_json, write_json
 
 FORMAT = "ddsm-step-schedule"
 VERSION = 1
 SAMPLERS = ("ddim", "ddpm")
 VARIANCES = ("fixed_large", "fixed_small")
 
-_REQUIRED = {"format", "version", "train_timesteps", "sampler", "timesteps", "widths"}
+_REQUIRED = {"train_timesteps", "sampler", "timesteps", "widths"}
 _OPTIONAL = {"eta", "variance"}
 
 
@@ -132,23 +132,14 @@ class StepSchedule:
         Raises:
             InputError: a key is missing or unknown, or a value breaks a rule.
         """
-        if not isinstance(value, Mapping):
-            raise InputError("a schedule must be a JSON object")
-        missing = sorted(_REQUIRED - set(value))
-        unknown = sorted(set(value) - _REQUIRED - _OPTIONAL)
-        if missing or unknown:
-            raise InputError(f"a schedule lacks the keys {missing} and has unknown keys {unknown}")
-        if value["format"] != FORMAT:
-            raise invalid("format", value["format"], f"must be {FORMAT!r}")
-        if value["version"] != VERSION:
-            raise invalid("version", value["version"], f"must be {VERSION}; update ddsm_tf")
-        for key in ("timesteps", "widths"):
-            if not isinstance(value[key], list):
-                raise invalid(key, value[key], "must be a list")
-        fields = {key: value[key] for key in value if key not in ("format", "version")}
-        return cls(
-            **{**fields, "timesteps": tuple(value["timesteps"]), "widths": tuple(value["widths"])}
+        fields = check_keys(
+            value, format=FORMAT, version=VERSION, required=_REQUIRED, optional=_OPTIONAL
         )
+        for key in ("timesteps", "widths"):
+            if not isinstance(fields[key], list):
+                raise invalid(key, fields[key], "must be a list")
+            fields[key] = tuple(fields[key])
+        return cls(**fields)
 
     def save(self, path: str | os.PathLike, *, overwrite: bool = True) -> None:
         """Write `schedule.json`, atomically."""

@@ -201,7 +201,9 @@ def test_whole_numbers_may_stand_for_floats(tmp_path):
 
 
 def test_missing_and_unknown_keys(tmp_path):
-    with pytest.raises(InputError, match=r"lacks \['seed', 'steps'\] .*unknown keys \['zzz'\]"):
+    with pytest.raises(
+        InputError, match=r"lacks the keys \['seed', 'steps'\] .*unknown keys \['zzz'\]"
+    ):
         load_changed(tmp_path, {"zzz": 1}, drop=("seed", "steps"))
 
 

@@ -190,7 +190,8 @@ def test_bad_json_value_is_named_with_its_file(change, named, tmp_path):
 @pytest.mark.parametrize("key", sorted(DEFAULT_JSON))
 def test_missing_key_is_named(key):
     value = {k: v for k, v in DEFAULT_JSON.items() if k != key}
-    with pytest.raises(InputError, match=f"lacks the keys .'{key}'."):
+    named = rf"`{key}` \(=None\)|lacks the keys .'{key}'."
+    with pytest.raises(InputError, match=named):
         StepSchedule.from_dict(value)
 
 

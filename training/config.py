@@ -6,12 +6,12 @@ import dataclasses
 import difflib
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from ddsm_tf.errors import InputError, invalid
-from ddsm_tf.files import read_json, write_json
+from ddsm_tf.files import check_keys, read_json, write_json
 
 FORMAT = "ddsm-run"
 VERSION = 1
@@ -118,19 +118,9 @@ class RunConfig:
             InputError: it is missing, not JSON, of another format, or breaks a rule.
         """
         value = read_json(path, argument="config")
-        if not isinstance(value, Mapping) or value.get("format") != FORMAT:
-            raise InputError(f"config {path}: must be an object with the format {FORMAT!r}")
-        if value.get("version") != VERSION:
-            raise InputError(
-                f"config {path}: `version` (={value.get('version')!r}) must be {VERSION}"
-            )
-        fields = {key: value[key] for key in value if key not in ("format", "version")}
-        known = {field.name for field in dataclasses.fields(cls)}
-        if set(fields) != known:
-            missing, unknown = sorted(known - set(fields)), sorted(set(fields) - known)
-            raise InputError(f"config {path}: lacks {missing} and has unknown keys {unknown}")
+        required = [field.name for field in dataclasses.fields(cls)]
         try:
-            return cls(**fields)
+            return cls(**check_keys(value, format=FORMAT, version=VERSION, required=required))
         except InputError as error:
             raise InputError(f"config {path}: {error}") from error
 

@@ -57,13 +57,14 @@ def search_run(
     base = run.schedule("full", sampler=sampler, steps=steps)
     space = ScheduleSpace(base, model.unet.widths, run.config.search_segments)
     trials = check_trials(trials or run.config.search_trials, space)
+    cost_per_width = macs if cost == "macs" else read_latency(cost, model.unet.widths)
     evaluate = ScheduleEvaluator(
         model.denoise,
         run.noise_table,
         model.unet.image_shape,
         frechet_distance_of(run),
         macs,
-        cost=macs if cost == "macs" else read_latency(cost, model.unet.widths),
+        cost=cost_per_width,
         images=images or run.config.search_images,
     )
     settings = {

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ddsm_tf.errors import InputError, invalid
-from ddsm_tf.files import read_json
+from ddsm_tf.files import check_keys, read_json
 from ddsm_tf.noise import NoiseTable
 from ddsm_tf.schedule import StepSchedule
 
@@ -19,8 +19,6 @@ VERSION = 1
 MANIFEST = "manifest.json"
 
 _KEYS = {
-    "format",
-    "version",
     "image_shape",
     "value_range",
     "quantize",
@@ -80,15 +78,7 @@ def sha256_of(path: Path) -> str:
 
 
 def _parse(folder: Path, manifest: Any) -> Bundle:
-    if not isinstance(manifest, Mapping):
-        raise InputError("the manifest must be an object")
-    missing, unknown = sorted(_KEYS - set(manifest)), sorted(set(manifest) - _KEYS)
-    if missing or unknown:
-        raise InputError(f"the manifest lacks the keys {missing} and has unknown keys {unknown}")
-    if manifest["format"] != FORMAT:
-        raise invalid("format", manifest["format"], f"must be {FORMAT!r}")
-    if manifest["version"] != VERSION:
-        raise invalid("version", manifest["version"], f"must be {VERSION}; update ddsm_tf")
+    check_keys(manifest, format=FORMAT, version=VERSION, required=_KEYS)
     if manifest["value_range"] != [-1.0, 1.0]:
         raise invalid("value_range", manifest["value_range"], "must be [-1.0, 1.0]")
     if not isinstance(manifest["quantize"], str):

@@ -12,20 +12,11 @@ from typing import NoReturn
 
 import numpy as np
 
-from ddsm_tf.console import (
-    BAD_INPUT,
-    DONE,
-    FAILED,
-    INTERRUPTED,
-    debugging,
-    describe,
-    say,
-    without_stderr,
-)
+from ddsm_tf.console import DONE, run_safely, without_stderr
 from ddsm_tf.edge.benchmark import WARM_UP, benchmark
 from ddsm_tf.edge.bundle import Bundle
 from ddsm_tf.edge.sampler import EdgeSampler
-from ddsm_tf.errors import InputError, MissingExtraError
+from ddsm_tf.errors import InputError
 from ddsm_tf.images import check_image_path, save_images
 from ddsm_tf.schedule import StepSchedule
 
@@ -39,20 +30,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. Every error is one line on stderr."""
-    try:
-        options = _parser().parse_args(arguments)
-        options.command(options)
-        return DONE
-    except InputError as error:
-        return say(PROGRAM, str(error), BAD_INPUT)
-    except MissingExtraError as error:
-        return say(PROGRAM, str(error), FAILED)
-    except KeyboardInterrupt:
-        return say(PROGRAM, "interrupted", INTERRUPTED)
-    except Exception as error:
-        if debugging():
-            raise
-        return say(PROGRAM, describe(error), FAILED)
+    return run_safely(PROGRAM, lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    options = _parser().parse_args(arguments)
+    options.command(options)
+    return DONE
 
 
 class _Parser(argparse.ArgumentParser):
