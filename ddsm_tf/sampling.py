@@ -186,7 +186,7 @@ def sample_images(
         uint8 (count, H, W, C).
 
     Raises:
-        InputError: `count` or `batch_size` is below 1.
+        InputError: `count` or `batch_size` is below 1, or the network's output is not finite.
     """
     for argument, value in (("count", count), ("batch_size", batch_size)):
         if value < 1:
@@ -194,6 +194,11 @@ def sample_images(
     batches = []
     for first in range(0, count, batch_size):
         noise = ImageNoise(seed, first, min(batch_size, count - first), image_shape)
-        x = sample(denoise, schedule, table, noise, clip=clip, on_step=on_step)
-        batches.append(to_uint8(np.asarray(x)))
+        x = np.asarray(sample(denoise, schedule, table, noise, clip=clip, on_step=on_step))
+        if not np.isfinite(x).all():
+            raise InputError(
+                "`denoise` gave NaN or infinity; the weights are broken: train with a smaller "
+                "`learning_rate`, or export again"
+            )
+        batches.append(to_uint8(x))
     return np.concatenate(batches)

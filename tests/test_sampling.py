@@ -344,3 +344,12 @@ def test_the_given_table_is_used():
     assert rows[0].x0_from_x == pytest.approx(1 / np.sqrt(0.32))
     assert rows[1].x0_from_x == pytest.approx(1.25)
     assert rows[1].x0_from_model == pytest.approx(-0.75)
+
+
+def test_a_network_that_gives_nan_is_named():
+    def broken(x, t, width):
+        return np.where(t == 0, np.nan, 0.0) * x
+
+    schedule = StepSchedule((500, 0), (1.0, 1.0))
+    with pytest.raises(InputError, match="NaN or infinity"):
+        sample_images(broken, schedule, NoiseTable.linear(1000), (4, 4, 1), 2)
