@@ -79,7 +79,7 @@ class Fit:
         with pytest.MonkeyPatch.context() as patch:
             calls = record_calls(patch)
             self.model = make_model(FOUR, seed=3)
-            optimizer = Adam(0.01, use_ema=True, ema_momentum=EMA_MOMENTUM, global_clipnorm=1.0)
+            optimizer = SGD(0.01, use_ema=True, ema_momentum=EMA_MOMENTUM)
             self.model.compile(optimizer, jit_compile=False)
             # Else the first step is traced once more, to make the optimizer's variables.
             optimizer.build(self.model.trainable_variables)
@@ -299,18 +299,21 @@ def test_evaluate_covers_every_width():
         assert logs[f"loss_{width:g}"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_fit_compiled_by_xla_takes_the_same_step():
+def test_fit_compiled_by_xla_takes_the_same_step(monkeypatch):
+    # XLA has random numbers of its own, so both models are given the same.
+    t, noise = np.array([5, 300, 700, 999]), random_images(seed=1)
     models = [make_model((1.0,)) for _ in range(2)]
-    losses = []
+    before, losses = weights_of(models[0]), []
     for model, options in zip(models, [{"jit_compile": True}, {"run_eagerly": True}], strict=True):
+        monkeypatch.setattr(model, "_draw", lambda batch: (t, noise))
         model.compile(SGD(0.1), **options)
         history = model.fit(random_images(), batch_size=4, shuffle=False, verbose=0).history
         losses += history["loss"]
     assert models[0].jit_compile and losses[0] == pytest.approx(losses[1], rel=1e-4)
-    for compiled, eager in zip(*map(weights_of, models), strict=True):
-        np.testing.assert_allclose(compiled, eager, atol=1e-4)
-    moved = zip(weights_of(models[0]), weights_of(make_model((1.0,))), strict=True)
-    assert max(np.abs(after - before).max() for after, before in moved) > 0.01
+    compiled, eager = map(weights_of, models)
+    for one, other in zip(compiled, eager, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    assert max(np.abs(a - b).max() for a, b in zip(compiled, before, strict=True)) > 0.01
 
 
 def test_fit_in_mixed_precision():
