@@ -26,7 +26,9 @@ def check(*command, **options):
 def wheel(tmp_path_factory):
     """Built from a copy, so that no build folder is left in the checkout."""
     out, source = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("source") / "ddsm_tf"
-    left_out = shutil.ignore_patterns(".*", "*.egg-info", "__pycache__", "build", "dist", "ddsm-demo")
+    left_out = shutil.ignore_patterns(
+        ".*", "*.egg-info", "__pycache__", "build", "dist", "ddsm-demo"
+    )
     shutil.copytree(ROOT, source, ignore=left_out)
     check(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, source)
     (path,) = out.glob("*.whl")

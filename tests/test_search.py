@@ -142,6 +142,36 @@ def test_evolution_beats_random_search():
     assert all(evolved > 1.1 * random for evolved, random in found.values()), found
 
 
+def test_survivors_are_the_best_ranked_then_the_least_crowded():
+    evolution = Evolution(make_space(segments=1, widths=(1.0, 0.9, 0.8, 0.7, 0.6, 0.5)), 4, seed=0)
+    points = [(1, 9), (9, 1), (5, 5), (5.1, 4.9), (6, 6), (9, 9)]
+    genomes = [(k,) for k in range(6)]
+    results = dict(zip(genomes, points, strict=True))
+    survivors = evolution._survivors(genomes, results, 1)
+    # Both ends of the front have no neighbour beyond them and stand first.
+    assert set(survivors[:2]) == {(0,), (1,)}
+    assert set(survivors) == {(0,), (1,), (2,), (3,)}
+
+
+def test_mutation_changes_one_segment_on_average_to_any_other_width():
+    evolution = Evolution(make_space(segments=10), 4, seed=0)
+    random = np.random.default_rng(0)
+    genome = (1,) * 10
+    mutants = np.array([evolution._mutate(genome, random) for _ in range(2000)])
+    assert np.mean(np.sum(mutants != 1, axis=1)) == pytest.approx(1.0, abs=0.1)
+    shares = [np.mean(mutants[mutants != 1] == width) for width in (0, 2, 3)]
+    assert shares == pytest.approx([1 / 3] * 3, abs=0.05)
+
+
+def test_crossover_takes_one_stretch_from_the_father():
+    evolution = Evolution(make_space(segments=6), 4, seed=0)
+    random = np.random.default_rng(0)
+    children = {evolution._cross((0,) * 6, (1,) * 6, random) for _ in range(500)}
+    # Every stretch from segment i to segment j, and the mother herself.
+    stretches = {tuple(int(i <= k < j) for k in range(6)) for i in range(7) for j in range(i, 7)}
+    assert children == stretches
+
+
 def test_a_population_below_four_is_refused():
     with pytest.raises(InputError, match="population"):
         Evolution(make_space(), 3, seed=0)
