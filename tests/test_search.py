@@ -325,20 +325,22 @@ def confirmer(distances, tmp_path, calls=None):
 def test_the_cheapest_confirmed_schedule_is_chosen(tmp_path):
     entries = [
         entry(0.25, distance=9.0),  # too far to be a candidate
-        entry(0.5, distance=5.0),  # was lucky: the other seeds say 6
+        entry(0.5, distance=5.0),  # was lucky: the other seeds say 6, the first of them does
         entry(0.75, distance=5.1),
         entry(1.0, distance=5.0, baseline="full"),
     ]
-    full, chosen = choose(entries, confirmer({0.5: 6.0, 0.75: 5.03, 1.0: 5.0}, tmp_path))
+    calls = []
+    distances = {0.25: 5.0, 0.5: 6.0, 0.75: 5.1, 1.0: 5.0}
+    full, chosen = choose(entries, confirmer(distances, tmp_path, calls))
     assert chosen.schedule.widths[0] == 0.75
     assert full.mean == pytest.approx(5.0)
     assert full.spread == pytest.approx(0.2 / np.sqrt(3))
-    assert full.standard_error == pytest.approx(0.1 / np.sqrt(3))
+    assert [width for width, _ in calls] == [1.0] * 4 + [0.5] + [0.75] * 4
 
 
 def test_full_width_is_chosen_where_nothing_else_holds(tmp_path):
     entries = [entry(0.5, distance=5.0), entry(1.0, distance=5.0, baseline="full")]
-    full, chosen = choose(entries, confirmer({0.5: 5.06, 1.0: 5.0}, tmp_path))
+    full, chosen = choose(entries, confirmer({0.5: 5.12, 1.0: 5.0}, tmp_path))
     assert chosen is full and chosen.schedule.widths[0] == 1.0
 
 

@@ -19,7 +19,7 @@ DIGITS = RunConfig(
     blocks_per_level=1,
     beta_end=0.012,
     middle_widths=2,
-    steps=1300,
+    steps=1200,
     batch_size=48,
     learning_rate=4e-3,
     learning_rate_decay="cosine",
@@ -27,11 +27,11 @@ DIGITS = RunConfig(
     ema_momentum=0.995,
     checkpoint_every=200,
     log_every=20,
-    sample_every=650,
+    sample_every=600,
     sampling_steps=25,
     search_segments=5,
     search_trials=24,
-    search_images=1024,
+    search_images=768,
 )
 
 FASHION_MNIST = RunConfig(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -105,11 +104,6 @@ class Confirmation:
         """Standard deviation of the distance from seed to seed."""
         return float(np.std(self.distances, ddof=1))
 
-    @property
-    def standard_error(self) -> float:
-        """How far the mean may be off for the seeds taken."""
-        return self.spread / math.sqrt(len(self.distances))
-
 
 class Confirmer:
     """Measures schedules from several other seeds and keeps what it measured.
@@ -138,9 +132,10 @@ class Confirmer:
 
     def __call__(self, schedule: StepSchedule) -> Confirmation:
         """Measure a schedule from every seed."""
-        return Confirmation(schedule, tuple(self._distance(schedule, seed) for seed in self.seeds))
+        return Confirmation(schedule, tuple(self.distance(schedule, seed) for seed in self.seeds))
 
-    def _distance(self, schedule: StepSchedule, seed: int) -> float:
+    def distance(self, schedule: StepSchedule, seed: int) -> float:
+        """Measure a schedule from one seed."""
         for known in self._known:
             if known["seed"] == seed and known["schedule"] == schedule.to_dict():
                 return known["distance"]
@@ -165,9 +160,9 @@ def _read_measurements(file: Path) -> list[dict[str, Any]]:
 def choose(entries: Sequence[Entry], confirm: Confirmer) -> tuple[Confirmation, Confirmation]:
     """The cheapest schedule that is confirmed to be as good as full width.
 
-    Candidates are the entries whose distance is within two spreads of full width's. The cheapest
-    is chosen whose mean over the confirming seeds exceeds full width's by no more than the latter's
-    standard error. At most eight are tried, spaced over the costs where there are more.
+    As good means: over the confirming seeds its mean distance exceeds full width's by no more than
+    full width's own spread from seed to seed. Candidates are the entries whose distance is within
+    two spreads of full width's; at most eight are tried, spaced over the costs.
 
     Args:
         entries: the Pareto front and the baselines, sorted by cost, "full" among them.
@@ -179,13 +174,15 @@ def choose(entries: Sequence[Entry], confirm: Confirmer) -> tuple[Confirmation, 
     full_entry = next(entry for entry in entries if entry.get("baseline") == "full")
     full = confirm(StepSchedule.from_dict(full_entry["schedule"]))
     limit = full_entry["distance"] + 2.0 * full.spread
-    candidates = [
-        entry for entry in entries if entry is not full_entry and entry["distance"] <= limit
-    ]
-    cheaper = [entry for entry in candidates if entry["cost"] < full_entry["cost"]]
-    for entry in spaced(cheaper, MAX_CANDIDATES):
-        candidate = confirm(StepSchedule.from_dict(entry["schedule"]))
-        if candidate.mean <= full.mean + full.standard_error:
+    cheaper = [entry for entry in entries if entry["cost"] < full_entry["cost"]]
+    candidates = [entry for entry in cheaper if entry["distance"] <= limit]
+    for entry in spaced(candidates, MAX_CANDIDATES):
+        schedule = StepSchedule.from_dict(entry["schedule"])
+        # Distances from the same noise differ little by luck, so one seed weeds out the worst.
+        if confirm.distance(schedule, confirm.seeds[0]) > full.distances[0] + full.spread:
+            continue
+        candidate = confirm(schedule)
+        if candidate.mean <= full.mean + full.spread:
             return full, candidate
     return full, full
 
