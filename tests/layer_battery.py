@@ -129,7 +129,7 @@ def narrow_axes(config, width):
 def kept_channels(parts, width):
     """Indices, within the concatenated axis, of the first groups of every part."""
     kept, offset = [], 0
-    for channels, groups in parts:
+    for channels, groups, _ in parts:
         groups_kept = max(1, round(groups * width))
         # The last group takes the remainder; an axis without groups is kept whole.
         whole = groups_kept >= groups

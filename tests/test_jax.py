@@ -37,6 +37,8 @@ def train_and_save(folder):
     model.compile(Adam(0.002, use_ema=True, ema_momentum=0.5, global_clipnorm=0.5))
     images = np.random.default_rng(0).uniform(-1, 1, (8, *unet.image_shape)).astype(np.float32)
     before = weights_of(model)
+    x, t = noisy_images()
+    model.denoise(x, t, 0.5)  # compiled now, and yet to see the weights to come
     # `fit` ends with weights and average in one buffer, which a second `fit` must not trip over.
     losses = [
         value
@@ -49,7 +51,6 @@ def train_and_save(folder):
         averaged = weights_of(model)
     model.trainable_variables[0].assign(trained[0])
     unet.save(folder / "unet.keras")
-    x, t = noisy_images()
     outputs = {f"output_{width}": model.denoise(x, t, width) for width in unet.widths}
     np.savez(
         folder / "out.npz",

@@ -44,6 +44,8 @@ class TimestepEmbedding(Block):
 
     def __init__(self, frequency_channels: int, outputs: ChannelAxis, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        # Keras would round float timesteps to half precision.
+        self.autocast = False
         self.frequency_channels = frequency_channels
         self.outputs = ChannelAxis(*outputs)
         self.expand = SlimmableDense(ChannelAxis(frequency_channels, 0), self.outputs)

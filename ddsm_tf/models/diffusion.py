@@ -187,10 +187,14 @@ class DiffusionModel(keras.Model):
             super().make_train_function(force=True)
             steps[choice] = self.train_function
         del self.train_step
-        position = itertools.count(_steps_done(self.optimizer), self.steps_per_execution)
+        step = _steps_done(self.optimizer)
 
         def train_function(*arguments: Any) -> Any:
-            return steps[self._choose_sandwich(next(position))](*arguments)
+            nonlocal step
+            logs = steps[self._choose_sandwich(step)](*arguments)
+            # Not reached by the call that finds the end of the data.
+            step += self.steps_per_execution
+            return logs
 
         self.train_function = train_function
 

@@ -25,22 +25,29 @@ class ChannelAxis(NamedTuple):
 
     Attributes:
         channels: channels at width 1.
-        groups: groups at width 1; the last one takes the remainder where it does not divide.
-            0 marks an axis that is never slimmed, such as the image's own channels.
+        groups: groups at width 1. 0 marks an axis that is never slimmed, such as the image's own
+            channels.
+        size: channels of a group; the last one takes what is left over. 0 takes
+            channels // groups.
     """
 
     channels: int
     groups: int
+    size: int = 0
+
+    @property
+    def group_size(self) -> int:
+        """Channels of every group but the last."""
+        return self.size or self.channels // self.groups
 
     def active(self, width: float) -> int:
         """Channels in use at `width`: those of the first round(groups · width) groups."""
         groups = active_groups(self.groups, width)
-        return self.channels if groups == self.groups else groups * (self.channels // self.groups)
+        return self.channels if groups == self.groups else groups * self.group_size
 
     def group_of_channel(self, width: float) -> np.ndarray:
         """The group of every channel in use, int (active,)."""
-        size = self.channels // self.groups
-        return np.minimum(np.arange(self.active(width)) // size, self.groups - 1)
+        return np.minimum(np.arange(self.active(width)) // self.group_size, self.groups - 1)
 
 
 def active_groups(groups: int, width: float) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import numbers
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
@@ -77,16 +78,18 @@ class SlimmableUNet(keras.Model):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.image_size = _check_image_size(image_size, len(tuple(channel_multipliers)))
+        # Keras would round float timesteps to half precision, where 501 and 500 are the same.
+        self.autocast = False
+        self.channel_multipliers = _check_multipliers(channel_multipliers)
+        self.image_size = _check_image_size(image_size, len(self.channel_multipliers))
         self.channels = _check_integer("channels", channels, 1, 4)
         self.base_channels = _check_integer("base_channels", base_channels, 4, 4096)
-        self.channel_multipliers = _check_multipliers(channel_multipliers)
-        self.attention_resolutions = tuple(attention_resolutions)
+        self.attention_resolutions = _check_numbers("attention_resolutions", attention_resolutions)
         self.blocks_per_level = _check_integer("blocks_per_level", blocks_per_level, 1, 16)
         self.widths = _check_widths(widths)
         self.dropout = _check_dropout(dropout)
         self.group_size = choose_group_size(base_channels, self.widths, group_size)
-        self.timestep_channels = timestep_channels or base_channels + base_channels % 2
+        self.timestep_channels = _check_timestep_channels(timestep_channels, base_channels)
         self._check_widths_differ()
         self._make_layers()
         for layer in self._flatten_layers(include_self=False, recursive=False):
@@ -108,7 +111,8 @@ class SlimmableUNet(keras.Model):
         if channels != int(channels) or (self.group_size * multiplier) % 1:
             rule = f"times base_channels (={self.base_channels}) must give whole groups"
             raise invalid("channel_multipliers", multiplier, rule)
-        return ChannelAxis(int(channels), self.groups)
+        # The same multiple of the group at every level, so that a subnet's levels have it too.
+        return ChannelAxis(int(channels), self.groups, int(self.group_size * multiplier))
 
     def _make_layers(self) -> None:
         """Lay out the network; the order of creation is the order of the weights."""
@@ -154,6 +158,7 @@ class SlimmableUNet(keras.Model):
 
     def call(self, x: Any, t: Any, width: float | None = None, training: bool = False) -> Any:
         width = self.check_width(width)
+        x = ops.cast(x, self.compute_dtype)
         embedding = self.timestep_embedding(t, width=width)
 
         def run(layer: keras.layers.Layer, h: Any) -> Any:
@@ -199,7 +204,7 @@ class SlimmableUNet(keras.Model):
         width = self.check_width(width)
         config = self.get_config()
         config.update(
-            base_channels=ChannelAxis(self.base_channels, self.groups).active(width),
+            base_channels=self._axis(1).active(width),
             group_size=self.group_size,
             timestep_channels=self.timestep_channels,
             widths=(1.0,),
@@ -220,8 +225,11 @@ class SlimmableUNet(keras.Model):
             )
 
     def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        # Inner layers take the precision in force where they are made; so must the whole.
+        config.pop("dtype")
         return {
-            **super().get_config(),
+            **config,
             "image_size": self.image_size,
             "channels": self.channels,
             "base_channels": self.base_channels,
@@ -264,24 +272,33 @@ def _check_integer(argument: str, value: Any, low: int, high: int) -> int:
     return int(value)
 
 
+def _check_numbers(argument: str, value: Any) -> tuple[Any, ...]:
+    """`value` as a tuple, if it is a sequence of real numbers."""
+    numbers_only = isinstance(value, Iterable) and not isinstance(value, str)
+    if not numbers_only or not all(isinstance(part, numbers.Real) for part in value):
+        raise invalid(argument, value, "must be a list of numbers")
+    return tuple(value)
+
+
 def _check_image_size(image_size: Any, levels: int) -> tuple[int, int]:
-    sides = (image_size, image_size) if hasattr(image_size, "__index__") else tuple(image_size)
+    sides = (image_size, image_size) if hasattr(image_size, "__index__") else image_size
+    sides = _check_numbers("image_size", sides)
     factor = 2 ** (levels - 1)
-    if len(sides) != 2 or any(side < 1 or side % factor for side in sides):
+    if len(sides) != 2 or any(side < 1 or side % factor or side % 1 for side in sides):
         rule = f"must be divisible by {factor}, the downsampling of {levels} levels"
         raise invalid("image_size", image_size, rule)
     return int(sides[0]), int(sides[1])
 
 
 def _check_multipliers(multipliers: Sequence[float]) -> tuple[float, ...]:
-    multipliers = tuple(multipliers)
+    multipliers = _check_numbers("channel_multipliers", multipliers)
     if not multipliers or any(multiplier <= 0 for multiplier in multipliers):
         raise invalid("channel_multipliers", multipliers, "must be one or more positive numbers")
     return multipliers
 
 
 def _check_widths(widths: Sequence[float]) -> tuple[float, ...]:
-    widths = tuple(float(width) for width in widths)
+    widths = tuple(map(float, _check_numbers("widths", widths)))
     if not widths or not all(0.0 < width <= 1.0 for width in widths):
         raise invalid("widths", widths, "must be one or more numbers in (0, 1]")
     if len(set(widths)) < len(widths):
@@ -289,7 +306,15 @@ def _check_widths(widths: Sequence[float]) -> tuple[float, ...]:
     return tuple(sorted(widths, reverse=True))
 
 
+def _check_timestep_channels(asked: int | None, base_channels: int) -> int:
+    if asked is None:
+        return base_channels + base_channels % 2
+    if _check_integer("timestep_channels", asked, 2, 65_536) % 2:
+        raise invalid("timestep_channels", asked, "must be even: as many sines as cosines")
+    return int(asked)
+
+
 def _check_dropout(dropout: float) -> float:
-    if not 0.0 <= dropout < 1.0:
+    if not isinstance(dropout, numbers.Real) or not 0.0 <= dropout < 1.0:
         raise invalid("dropout", dropout, "must lie in [0, 1)")
     return float(dropout)
