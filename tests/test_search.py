@@ -95,6 +95,8 @@ def test_the_first_generation_has_every_uniform_schedule_ramps_and_random_ones()
     assert first[:4] == [(k,) * 5 for k in range(4)]
     ramps = [g for g in first[4:] if len(set(g[:2])) == 1 and len(set(g[2:])) == 1]
     assert len(ramps) >= 6
+    # Noise first, details last: half the steps at a width, then half at the next wider one.
+    assert first[4:7] == [(1, 1, 0, 0, 0), (2, 2, 1, 1, 1), (3, 3, 2, 2, 2)]
     assert len(evolution.random_genomes()) == 6
     assert len(set(first)) == 16
 
@@ -153,14 +155,15 @@ def test_survivors_are_the_best_ranked_then_the_least_crowded():
     assert set(survivors) == {(0,), (1,), (2,), (3,)}
 
 
-def test_mutation_changes_one_segment_on_average_to_any_other_width():
+def test_mutation_moves_one_segment_on_average_to_a_neighbouring_width():
     evolution = Evolution(make_space(segments=10), 4, seed=0)
     random = np.random.default_rng(0)
-    genome = (1,) * 10
-    mutants = np.array([evolution._mutate(genome, random) for _ in range(2000)])
-    assert np.mean(np.sum(mutants != 1, axis=1)) == pytest.approx(1.0, abs=0.1)
-    shares = [np.mean(mutants[mutants != 1] == width) for width in (0, 2, 3)]
-    assert shares == pytest.approx([1 / 3] * 3, abs=0.05)
+    for index, expected in ((0, {1: 1.0}), (1, {0: 0.5, 2: 0.5}), (3, {2: 1.0})):
+        mutants = np.array([evolution._mutate((index,) * 10, random) for _ in range(2000)])
+        moved = mutants[mutants != index]
+        assert len(moved) / 2000 == pytest.approx(1.0, abs=0.1)
+        shares = {int(width): np.mean(moved == width) for width in np.unique(moved)}
+        assert shares == pytest.approx(expected, abs=0.05)
 
 
 def test_crossover_takes_one_stretch_from_the_father():

@@ -83,13 +83,14 @@ class Evolution:
         """Uniform schedules and some of the ramps, none twice."""
         uniform = [self.space.uniform(width) for width in self.space.widths]
         half = self.space.segments // 2
-        ramps = [
-            (*first[:half], *second[half:]) for first, second in itertools.permutations(uniform, 2)
-        ]
+        pairs = itertools.permutations(range(len(uniform)), 2)
+        # Narrow before wide comes first, as in DDSM's published CIFAR-10 schedule; then widths that
+        # are neighbours.
+        order = sorted(pairs, key=lambda pair: (pair[0] < pair[1], abs(pair[0] - pair[1])))
+        ramps = [(*uniform[first][:half], *uniform[second][half:]) for first, second in order]
         # Half of what is left goes to random genomes: ramps span few of the schedules.
         room = max(0, self.population - len(uniform)) // 2
-        order = np.random.default_rng([self.seed, 0, 1]).permutation(len(ramps))[:room]
-        return list(dict.fromkeys([*uniform, *(ramps[i] for i in order)]))
+        return list(dict.fromkeys([*uniform, *ramps[:room]]))
 
     def _children(self, parents: list[Genome], known: set[Genome], number: int) -> list[Genome]:
         """New genomes bred from `parents`, which stand best first."""
@@ -144,11 +145,12 @@ class Evolution:
         return (*mother[:first], *father[first:last], *mother[last:])
 
     def _mutate(self, genome: Genome, random: np.random.Generator) -> Genome:
-        """Each segment changes to another width with probability `mutation` / segments."""
-        widths = len(self.space.widths)
+        """Each segment moves to a neighbouring width with probability `mutation` / segments."""
+        widest, narrowest = 0, len(self.space.widths) - 1
         changes = random.random(len(genome)) < self.mutation / len(genome)
-        shifts = random.integers(1, max(widths, 2), size=len(genome))
-        return tuple(
-            int((index + shift) % widths) if change else index
-            for index, shift, change in zip(genome, shifts, changes, strict=True)
-        )
+        moves = random.choice([-1, 1], size=len(genome))
+        # At either end there is one neighbour only.
+        moves = np.where(np.equal(genome, widest), 1, moves)
+        moves = np.where(np.equal(genome, narrowest), -1, moves)
+        moved = np.clip(np.where(changes, genome + moves, genome), widest, narrowest)
+        return tuple(map(int, moved))
