@@ -83,6 +83,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(uninterrupted, tmp_path, step,
     assert set(found) == set(expected)
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value)
+    assert not list(out.rglob(".*"))
     keys = ("step", "loss", "loss_1", "loss_0.5")
     assert [[e[k] for k in keys] for e in read_history(out / "logs" / "history.jsonl")] == [
         [e[k] for k in keys] for e in read_history(uninterrupted / "logs" / "history.jsonl")

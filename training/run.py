@@ -221,6 +221,9 @@ class Checkpoints:
         Raises:
             InputError: the file is broken or belongs to another architecture.
         """
+        # What a kill left of a checkpoint that was being written.
+        for unfinished in self.folder.glob(".step_*"):
+            unfinished.unlink()
         steps = self.steps()
         if not steps:
             return 0
