@@ -67,7 +67,11 @@ def uninterrupted(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("step", "where", "left"),
-    [(2, "after step", []), (7, "after step", [4]), (8, "within the checkpoint", [4])],
+    [
+        pytest.param(2, "after step", [], marks=pytest.mark.slow),
+        (7, "after step", [4]),
+        (8, "within the checkpoint", [4]),
+    ],
 )
 def test_a_killed_run_goes_on_to_the_same_weights(uninterrupted, tmp_path, step, where, left):
     out = tmp_path / "run"

@@ -65,9 +65,10 @@ def slice_parts(weight: Any, parts: tuple[ChannelAxis, ...], width: float, axis:
         return weight
     pieces, offset = [], 0
     for part in parts:
-        index = [slice(None)] * len(weight.shape)
-        index[axis] = slice(offset, offset + part.active(width))
-        pieces.append(weight[tuple(index)])
+        # Not by index: TensorFlow's gradient of that is several times slower.
+        start, shape = [0] * len(weight.shape), list(weight.shape)
+        start[axis], shape[axis] = offset, part.active(width)
+        pieces.append(ops.slice(weight, start, shape))
         offset += part.channels
     return pieces[0] if len(pieces) == 1 else ops.concatenate(pieces, axis=axis)
 
