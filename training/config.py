@@ -37,6 +37,7 @@ class RunConfig:
         ema_momentum: of the moving average of the weights.
         clip_norm: global norm that gradients are clipped to.
         horizontal_flip: mirror half of the images.
+        held_out_images: kept from training for the importance table; at most a tenth of all.
         mixed_precision: "float32" or "mixed_bfloat16".
         jit_compile: compile steps with XLA.
         checkpoint_every, log_every, sample_every: in steps; 0 turns sample grids off.
@@ -71,6 +72,7 @@ class RunConfig:
     ema_momentum: float = 0.999
     clip_norm: float = 1.0
     horizontal_flip: bool = False
+    held_out_images: int = 256
     mixed_precision: str = "float32"
     jit_compile: bool = False
     checkpoint_every: int = 1000
@@ -118,18 +120,23 @@ class RunConfig:
             InputError: it is missing, not JSON, of another format, or breaks a rule.
         """
         value = read_json(path, argument="config")
-        required = [field.name for field in dataclasses.fields(cls)]
+        required = {field.name for field in dataclasses.fields(cls)} - set(_SINCE)
         try:
-            return cls(**check_keys(value, format=FORMAT, version=VERSION, required=required))
+            fields = check_keys(
+                value, format=FORMAT, version=VERSION, required=required, optional=_SINCE
+            )
+            return cls(**{**_SINCE, **fields})
         except InputError as error:
             raise InputError(f"config {path}: {error}") from error
 
 
+# Fields that older runs lack, and what those runs did.
+_SINCE = {"held_out_images": 0}
 _CHOICES = {
     "learning_rate_decay": ("constant", "cosine"),
     "mixed_precision": ("float32", "mixed_bfloat16"),
 }
-_AT_LEAST_ZERO = {"sample_every", "warmup_steps", "middle_widths"}
+_AT_LEAST_ZERO = {"sample_every", "warmup_steps", "middle_widths", "held_out_images"}
 _LIMITS = {
     "channels": (1, 4),
     "dropout": (0, 1),

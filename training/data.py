@@ -61,6 +61,23 @@ def load_images(source: str, image_size: int, channels: int) -> ImageSet:
     return ImageSet(fitted, labels)
 
 
+def split_images(images: ImageSet, held_out: int, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Images to train on and images that training never sees; at most a tenth are held out.
+
+    Args:
+        images: all of them.
+        held_out: how many to hold out.
+        seed: fixes which.
+    """
+    count = len(images.images)
+    order = np.random.default_rng([seed, 2]).permutation(count)
+    held_out = min(held_out, count // 10)
+    return tuple(
+        ImageSet(images.images[rows], None if images.labels is None else images.labels[rows])
+        for rows in (np.sort(order[held_out:]), np.sort(order[:held_out]))
+    )
+
+
 def training_batches(
     images: np.ndarray, *, batch_size: int, seed: int, first_step: int, steps: int, flip: bool
 ) -> Iterator[tuple[np.ndarray]]:

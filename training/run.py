@@ -16,7 +16,7 @@ from ddsm_tf.files import atomic_file
 from ddsm_tf.noise import NoiseTable
 from ddsm_tf.schedule import StepSchedule, even_timesteps
 from ddsm_tf.training.config import RunConfig
-from ddsm_tf.training.data import ImageSet, load_images
+from ddsm_tf.training.data import ImageSet, load_images, split_images
 
 KEPT_CHECKPOINTS = 3
 
@@ -85,8 +85,12 @@ class Run:
         return NoiseTable.linear(config.train_timesteps, config.beta_start, config.beta_end)
 
     def load_data(self) -> ImageSet:
-        """The images that the run trains on."""
+        """All images of the run's source."""
         return load_images(self.config.data, self.config.image_size, self.config.channels)
+
+    def load_split(self) -> tuple[ImageSet, ImageSet]:
+        """The images that the run trains on, and those it holds out."""
+        return split_images(self.load_data(), self.config.held_out_images, self.config.seed)
 
     def new_unet(self) -> Any:
         """The run's architecture with fresh weights."""

@@ -56,7 +56,7 @@ def train(run: Run) -> DiffusionModel:
         Interrupted: SIGINT or SIGTERM came; a checkpoint was written first.
     """
     config = run.config
-    images = run.load_data().images
+    images = run.load_split()[0].images
     keras.utils.set_random_seed(config.seed % 2**32)
     keras.config.set_dtype_policy(config.mixed_precision)
     model = DiffusionModel(
