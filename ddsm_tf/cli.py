@@ -58,7 +58,18 @@ def _group() -> Any:
         """Step-aware diffusion: train a slimmable UNet, search which width each step needs,
         sample and export."""
 
-    for command in (demo, presets, train, search, sample, evaluate, export, report):
+    for command in (
+        demo,
+        presets,
+        train,
+        importance,
+        search,
+        sample,
+        evaluate,
+        export,
+        latency,
+        report,
+    ):
         group.add_command(command)
     return group
 
@@ -131,17 +142,86 @@ if click is not None:
     @run_argument
     @sampler_option
     @steps_option
-    @click.option("--cost", default="macs", show_default=True, metavar="macs|latency:FILE")
+    @click.option(
+        "--cost", default="macs", show_default=True, metavar="macs|parameters|latency:FILE"
+    )
+    @click.option(
+        "--budget",
+        "budgets",
+        type=click.FloatRange(0, 1, min_open=True),
+        multiple=True,
+        help="Share of full width's cost; may be repeated.",
+    )
+    @click.option(
+        "--switch-penalty",
+        type=click.FloatRange(min=0),
+        default=0.0,
+        show_default=True,
+        help="Harm of a change of width, as a share of the narrowest width's harm.",
+    )
+    @click.option(
+        "--min-run",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Fewest steps before the width may change.",
+    )
+    @click.option("-o", "out", metavar="DIR", help="Write the schedules there.")
+    def importance(run: str, budgets: tuple[float, ...], **options: Any) -> None:
+        """Measure each width's error over t, and read schedules off it without sampling."""
+        opened = _open_run(run)
+        from ddsm_tf.training.importance import BUDGETS, importance_schedules
+
+        click.echo(importance_schedules(opened, budgets=budgets or BUDGETS, **options))
+        click.echo(opened.importance_path)
+
+    @click.command()
+    @run_argument
+    @sampler_option
+    @steps_option
+    @click.option(
+        "--method",
+        default="nsga2",
+        show_default=True,
+        metavar="nsga2|importance|random|ramps|paper",
+        help="All but the first are baselines; their trials join the comparison.",
+    )
+    @click.option(
+        "--cost", default="macs", show_default=True, metavar="macs|parameters|latency:FILE"
+    )
     @click.option("--trials", type=click.IntRange(min=1), help="Schedules to try.")
     @click.option("--images", type=click.IntRange(min=2), help="Images a trial.")
+    @click.option("--segments", type=click.IntRange(min=1), help="Parts with a width of their own.")
+    @click.option(
+        "--refinements",
+        type=click.IntRange(0, 8),
+        default=0,
+        show_default=True,
+        help="How many times each segment is split in two as the search goes on.",
+    )
+    @click.option("--skips", is_flag=True, help="Steps may also be left out.")
+    @click.option("--budget", type=float, help="Choose the best within this share of full cost.")
+    @click.option("--max-distance", type=float, help="Choose the cheapest within this distance.")
+    @click.option(
+        "--confirm-images",
+        type=click.IntRange(min=2),
+        help="Images for each of the seeds that confirm the choice; twice a trial's if left out.",
+    )
+    @click.option(
+        "--memory",
+        type=click.IntRange(min=0),
+        default=1024,
+        show_default=True,
+        help="MiB for the states that schedules share.",
+    )
     @seed_option
     @click.option("--resume", is_flag=True, help="Go on with an interrupted search.")
     def search(run: str, resume: bool, **options: Any) -> None:
         """Search which width each step needs."""
         opened = _open_run(run)
-        from ddsm_tf.training.search import search_run
+        from ddsm_tf.training.search import SearchOptions, search_run
 
-        click.echo(search_run(opened, resume=resume, **options))
+        click.echo(search_run(opened, SearchOptions(**options), resume=resume))
 
     @click.command()
     @run_argument
@@ -222,6 +302,48 @@ if click is not None:
 
     @click.command()
     @run_argument
+    @click.option(
+        "--runtime",
+        type=click.Choice(["litert", "savedmodel", "keras"]),
+        default="litert",
+        show_default=True,
+    )
+    @click.option(
+        "--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images a step."
+    )
+    @click.option(
+        "--threads",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        help="CPU threads; 0 is the runtime's own choice: one for LiteRT, all for TensorFlow.",
+    )
+    @click.option(
+        "--rounds",
+        type=click.IntRange(min=1),
+        default=30,
+        show_default=True,
+        help="Timed steps a width.",
+    )
+    @click.option(
+        "--quantize",
+        type=click.Choice(["none", "float16", "dynamic"]),
+        default="none",
+        show_default=True,
+        help="Weights of litert.",
+    )
+    @click.option("-o", "out", required=True, metavar="FILE.json")
+    @overwrite_option
+    def latency(run: str, out: str, runtime: str, threads: int, **options: Any) -> None:
+        """Time a step of every width here, for `ddsm search --cost latency:FILE`."""
+        # LiteRT has threads of its own; TensorFlow's must be known before it starts.
+        opened = _open_run(run, 0 if runtime == "litert" else threads)
+        from ddsm_tf.training.latency import latency_of_run
+
+        click.echo(latency_of_run(opened, out, runtime=runtime, threads=threads, **options))
+
+    @click.command()
+    @run_argument
     def report(run: str) -> None:
         """Write one self-contained report.html."""
         opened = _open_run(run)
@@ -232,29 +354,40 @@ if click is not None:
     commands = _group()
 
 
-def _open_run(path: str) -> Any:
+def _open_run(path: str, threads: int = 0) -> Any:
     from ddsm_tf.training.run import Run
 
     run = Run.open(path)
-    quiet_tensorflow()
+    quiet_tensorflow(threads)
     return run
 
 
-def quiet_tensorflow() -> None:
-    """Import TensorFlow without its start-up lines, and keep its later warnings quiet."""
+def quiet_tensorflow(threads: int = 0) -> None:
+    """Import TensorFlow without its start-up lines, and keep its later warnings quiet.
+
+    Args:
+        threads: that it computes with; 0 leaves the number to it.
+
+    Raises:
+        InputError: it has started already, with another number.
+    """
     if not debugging():
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         for name in ("absl", "tensorflow"):
             logging.getLogger(name).setLevel(logging.ERROR)
         warnings.simplefilter("ignore")
-    without_stderr(_start_tensorflow)
+    without_stderr(lambda: _start_tensorflow(threads))
 
 
-def _start_tensorflow() -> None:
+def _start_tensorflow(threads: int) -> None:
     try:
         import tensorflow as tf
     except ImportError:
         return
+    if threads:
+        from ddsm_tf.latency import limit_tensorflow
+
+        limit_tensorflow(threads)
     tf.config.list_logical_devices()
 
 

@@ -4,17 +4,23 @@ Multiply-accumulate operations (MACs) are counted by running the network's own c
 without values: every layer reports its work to the tally that is open, so the count cannot
 drift from the architecture. The paper's GFLOPs are 2 · MACs / 10⁹ without attention's matrix
 products.
+
+MACs overstate what a narrow width saves: it also moves memory and starts operators. Where time is
+what counts, measure it (`ddsm latency`) and take that as the cost.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-from ddsm_tf.errors import invalid
+from ddsm_tf.errors import InputError, invalid
+from ddsm_tf.files import check_keys, read_json
+from ddsm_tf.latency import FORMAT, VERSION
 from ddsm_tf.schedule import StepSchedule
 
 
@@ -81,21 +87,99 @@ def macs_per_width(unet: Any) -> dict[float, int]:
     return {width: forward_cost(unet, width).total_macs for width in unet.widths}
 
 
-def schedule_cost(schedule: StepSchedule, cost_per_width: Mapping[float, float]) -> float:
-    """The cost of one image over the whole schedule, in the unit of `cost_per_width`.
+def cost_per_width(measure: str, unet: Any) -> dict[float, float]:
+    """Width → what one step costs there, widest first, by the measure that `--cost` names.
+
+    Args:
+        measure: "macs" (multiply-accumulates of one image, attention included), "parameters"
+            (weights that one pass reads) or "latency:FILE" (milliseconds a step, as `ddsm latency`
+            or `ddsm-edge benchmark --json` measured them; a narrower width may be the slower one).
+        unet: the `SlimmableUNet`.
 
     Raises:
-        InputError: the schedule has a width that `cost_per_width` lacks.
+        InputError: another measure, or see `read_latency`.
+    """
+    if measure == "macs":
+        return {width: float(macs) for width, macs in macs_per_width(unet).items()}
+    if measure == "parameters":
+        return {width: float(forward_cost(unet, width).parameters) for width in unet.widths}
+    return read_latency(measure, unet.widths)
+
+
+def read_latency(measure: str, widths: Sequence[float]) -> dict[float, float]:
+    """Width → median milliseconds a step, of `latency:FILE`.
+
+    Args:
+        measure: "latency:FILE".
+        widths: those to look up; the file may have more.
+
+    Raises:
+        InputError: `measure` is none that there is, the file cannot be read or is of another
+            format, it lacks one of the widths, or holds one that is not in (0, 1] or whose median
+            is not a positive number.
+    """
+    kind, _, path = measure.partition(":")
+    if kind != "latency" or not path:
+        raise invalid("--cost", measure, "must be macs, parameters or latency:FILE")
+    content = read_json(path, argument="latency")
+    try:
+        medians = _medians(content)
+    except InputError as error:
+        raise InputError(f"latency {path}: {error}") from error
+    for width in widths:
+        if width not in medians:
+            raise invalid("latency", path, f"has no widths.{width}.median_ms; see `ddsm latency`")
+    return {width: medians[width] for width in widths}
+
+
+def _medians(content: Any) -> dict[float, float]:
+    # A table written by hand need not say what it is; one that does must be what is read here.
+    if isinstance(content, Mapping) and {"format", "version"} & set(content):
+        check_keys(content, format=FORMAT, version=VERSION, required=["widths"], optional=content)
+    rows = content.get("widths") if isinstance(content, Mapping) else None
+    if not isinstance(rows, Mapping):
+        rule = "must map every width to its median_ms; see `ddsm latency`"
+        raise invalid("widths", rows, rule)
+    return {_width(text): _median(text, row) for text, row in rows.items()}
+
+
+def _width(text: str) -> float:
+    try:
+        width = float(text)
+    except ValueError:
+        width = 0.0
+    if not 0.0 < width <= 1.0:
+        raise invalid("widths", text, "must be a number in (0, 1]")
+    return width
+
+
+def _median(text: str, row: Any) -> float:
+    median = row.get("median_ms") if isinstance(row, Mapping) else None
+    # True equals 1 in Python and is no time. JSON's integers may be too long for a float.
+    is_number = isinstance(median, (int, float)) and not isinstance(median, bool)
+    if not is_number or not 0 < median <= sys.float_info.max:
+        raise invalid("median_ms", median, f"of width {text} must be a positive number")
+    return float(median)
+
+
+def schedule_cost(schedule: StepSchedule, costs: Mapping[float, float]) -> float:
+    """The cost of one image over the whole schedule, in the unit of `costs`.
+
+    Args:
+        schedule: timesteps and widths.
+        costs: width → cost of a step; see `cost_per_width`.
+
+    Raises:
+        InputError: the schedule has a width that `costs` lacks.
     """
     total = 0.0
     for width, steps in schedule.width_counts().items():
-        if width not in cost_per_width:
-            raise invalid("widths", width, f"has no cost; known are {sorted(cost_per_width)}")
-        total += steps * cost_per_width[width]
+        if width not in costs:
+            raise invalid("widths", width, f"has no cost; known are {sorted(costs)}")
+        total += steps * costs[width]
     return total
 
 
-def cost_fraction(schedule: StepSchedule, cost_per_width: Mapping[float, float]) -> float:
+def cost_fraction(schedule: StepSchedule, costs: Mapping[float, float]) -> float:
     """The schedule's cost as a share of its own steps all run at the widest width."""
-    full = len(schedule) * cost_per_width[max(cost_per_width)]
-    return schedule_cost(schedule, cost_per_width) / full
+    return schedule_cost(schedule, costs) / (len(schedule) * costs[max(costs)])

@@ -88,6 +88,10 @@ class StepSchedule:
         """The same steps at other widths."""
         return replace(self, widths=tuple(widths))
 
+    def with_steps(self, timesteps: Iterable[int], widths: Iterable[float]) -> StepSchedule:
+        """The same sampler over other timesteps and widths."""
+        return replace(self, timesteps=tuple(timesteps), widths=tuple(widths))
+
     def width_counts(self) -> dict[float, int]:
         """How many steps run at each width, widest first."""
         return dict(sorted(Counter(self.widths).items(), reverse=True))
@@ -95,6 +99,10 @@ class StepSchedule:
     def segments(self) -> list[tuple[float, int]]:
         """(width, number of steps) of each run of equal widths, in sampling order."""
         return [(width, len(list(run))) for width, run in groupby(self.widths)]
+
+    def describe(self) -> str:
+        """Such as "15 steps at 0.5, 10 steps at 1"."""
+        return ", ".join(f"{steps} steps at {width:g}" for width, steps in self.segments())
 
     def check_model(self, widths: Iterable[float], train_timesteps: int) -> None:
         """Raise `InputError` unless a model with these widths and T can run the schedule."""

@@ -1,5 +1,8 @@
 """Multiply-accumulates and parameters, against the paper's figures and a count by hand."""
 
+import json
+from types import SimpleNamespace
+
 import keras
 import numpy as np
 import pytest
@@ -114,3 +117,77 @@ def test_schedule_cost():
 def test_schedule_with_a_width_that_has_no_cost():
     with pytest.raises(InputError, match=r"`widths` \(=0.75\) has no cost"):
         cost.schedule_cost(StepSchedule((1, 0), (1.0, 0.75)), COSTS)
+
+
+def test_cost_per_width_counts_macs_and_parameters():
+    unet = SlimmableUNet(**{**TINY, "widths": (0.5, 1.0)})
+    macs = cost.cost_per_width("macs", unet)
+    assert list(macs.items()) == [(1.0, sum(count_by_hand(8))), (0.5, sum(count_by_hand(4)))]
+    parameters = cost.cost_per_width("parameters", unet)
+    assert list(parameters) == [1.0, 0.5]
+    assert parameters == {width: unet.subnet(width).count_params() for width in unet.widths}
+    assert {type(value) for value in [*macs.values(), *parameters.values()]} == {float}
+
+
+def write_latency(path, medians, **fields):
+    widths = {width: {"median_ms": median} for width, median in medians.items()}
+    path.write_text(json.dumps({"widths": widths, **fields}))
+    return f"latency:{path}"
+
+
+def test_cost_per_width_reads_a_latency_file(tmp_path):
+    unet = SimpleNamespace(widths=(1.0, 0.5, 0.25))
+    says = {"format": "ddsm-latency", "version": 1, "rounds": 30}
+    # A narrower width may be the slower one; a file may have more widths than the network.
+    medians = {"0.25": 3.5, "0.5": 2, "0.75": 9.0, "1.0": 2.5}
+    for fields in ({}, says):
+        measure = write_latency(tmp_path / "a:b.json", medians, **fields)
+        found = cost.cost_per_width(measure, unet)
+        assert list(found.items()) == [(1.0, 2.5), (0.5, 2.0), (0.25, 3.5)]
+    written_by_hand = write_latency(tmp_path / "hand.json", {"1": 4, "0.50": 2})
+    assert cost.read_latency(written_by_hand, (1.0, 0.5)) == {1.0: 4.0, 0.5: 2.0}
+
+
+LATENCIES = {
+    "widths.0.5.median_ms; see `ddsm latency`": '{"widths": {"1.0": {"median_ms": 1}}}',
+    "`widths` (=None) must map": "{}",
+    "`widths` (=[1]) must map": '{"widths": [1]}',
+    "`widths` (='0.0') must be a number in (0, 1]": '{"widths": {"0.0": {"median_ms": 1}}}',
+    "`widths` (='-0.5') must be a number": '{"widths": {"-0.5": {"median_ms": 1}}}',
+    "`widths` (='wide') must be a number": '{"widths": {"wide": {"median_ms": 1}}}',
+    "`widths` (='nan') must be a number": '{"widths": {"nan": {"median_ms": 1}}}',
+    "`median_ms` (=0) of width 1.0 must be a positive": '{"widths": {"1.0": {"median_ms": 0}}}',
+    "`median_ms` (=-1.5) of width 0.9": '{"widths": {"0.9": {"median_ms": -1.5}}}',
+    "`median_ms` (=True)": '{"widths": {"1.0": {"median_ms": true}}}',
+    "`median_ms` (='3')": '{"widths": {"1.0": {"median_ms": "3"}}}',
+    "`median_ms` (=inf)": '{"widths": {"1.0": {"median_ms": 1e999}}}',
+    "401 characters": '{"widths": {"1.0": {"median_ms": 1%s}}}' % ("0" * 400),
+    "`median_ms` (=None)": '{"widths": {"1.0": 3}}',
+    "NaN is no JSON": '{"widths": {"1.0": {"median_ms": NaN}}}',
+    "`format` (='ddsm-bundle') must be 'ddsm-latency'": '{"format": "ddsm-bundle", "version": 1}',
+    "`version` (=2) must be 1": '{"format": "ddsm-latency", "version": 2, "widths": {}}',
+    "lacks the keys ['widths']": '{"format": "ddsm-latency", "version": 1}',
+    "not valid JSON": '{"widths"',
+}
+
+
+@pytest.mark.parametrize("rule", LATENCIES)
+def test_a_broken_latency_file_is_one_line_that_names_it(tmp_path, rule):
+    (tmp_path / "latency.json").write_text(LATENCIES[rule])
+    with pytest.raises(InputError) as caught:
+        cost.read_latency(f"latency:{tmp_path / 'latency.json'}", (1.0, 0.5))
+    message = str(caught.value)
+    assert rule in message and "latency.json" in message and "\n" not in message
+
+
+@pytest.mark.parametrize("measure", ["watts", "latency", "latency:", "macs:1", ""])
+def test_an_unknown_measure(measure):
+    with pytest.raises(InputError) as caught:
+        cost.cost_per_width(measure, SimpleNamespace(widths=(1.0,)))
+    rule = f"`--cost` (={measure!r}) must be macs, parameters or latency:FILE"
+    assert str(caught.value) == rule
+
+
+def test_a_latency_file_that_is_not_there(tmp_path):
+    with pytest.raises(InputError, match=r"`latency` .*none.json.* cannot be read"):
+        cost.read_latency(f"latency:{tmp_path / 'none.json'}", (1.0,))

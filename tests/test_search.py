@@ -1,6 +1,5 @@
-"""The search: its space, its evolution, its oracle, its choice. Evaluations are stand-ins."""
+"""The search engine: oracle, tuner, resume, choice. Evaluations are stand-ins."""
 
-import itertools
 import json
 import signal
 import subprocess
@@ -21,7 +20,7 @@ from ddsm_tf.search import (
     choose,
     run_trials,
 )
-from ddsm_tf.search.search import spaced
+from ddsm_tf.search.search import finished_trials, spaced, uniform_names
 
 WIDTHS = (1.0, 0.75, 0.5, 0.25)
 COSTS = {1.0: 16.0, 0.75: 9.0, 0.5: 4.0, 0.25: 1.0}
@@ -48,6 +47,10 @@ def evaluate(schedule, seed=0):
     }
 
 
+def make_evolution(seed=0, **options):
+    return Evolution(make_space(), 8, seed, costs=COSTS, screening=2, **options)
+
+
 def objectives(space, genome):
     result = evaluate(space.schedule(genome))
     return result["distance"], result["cost"]
@@ -61,146 +64,28 @@ def evolve(evolution, count):
     return results
 
 
-def test_a_genome_is_a_schedule_and_a_text():
-    space = make_space(segments=3, steps=7)
-    schedule = space.schedule((0, 2, 3))
-    assert schedule.widths == (1.0, 1.0, 1.0, 0.5, 0.5, 0.25, 0.25)
-    assert schedule.timesteps == even_timesteps(1000, 7)
-    assert space.to_text((0, 2, 3)) == "023"
-    assert space.from_text("023") == (0, 2, 3)
-    assert space.uniform(0.25) == (3, 3, 3)
-    assert space.size == 64
-
-
-def test_there_are_never_more_segments_than_steps():
-    assert make_space(segments=10, steps=4).segments == 4
-
-
-@pytest.mark.parametrize("text", ["", "01", "0123", "014", "0x1", "0-1"])
-def test_a_broken_genome_is_refused(text):
-    with pytest.raises(InputError, match="schedule"):
-        make_space(segments=3).from_text(text)
-
-
-def test_no_segments_and_no_widths_are_refused():
-    with pytest.raises(InputError, match="segments"):
-        make_space(segments=0)
-    with pytest.raises(InputError, match="widths"):
-        make_space(widths=())
-
-
-def test_the_first_generation_has_every_uniform_schedule_ramps_and_random_ones():
-    evolution = Evolution(make_space(), 16, seed=0)
-    first = evolution.first_generation()
-    assert first[:4] == [(k,) * 5 for k in range(4)]
-    ramps = [g for g in first[4:] if len(set(g[:2])) == 1 and len(set(g[2:])) == 1]
-    assert len(ramps) >= 6
-    # Noise first, details last: half the steps at a width, then half at the next wider one.
-    assert first[4:7] == [(1, 1, 0, 0, 0), (2, 2, 1, 1, 1), (3, 3, 2, 2, 2)]
-    assert len(evolution.random_genomes()) == 6
-    assert len(set(first)) == 16
-
-
-def test_evolution_is_a_pure_function_of_seed_and_results():
-    runs = [list(evolve(Evolution(make_space(), 8, seed=s), 40)) for s in (0, 0, 1)]
-    assert runs[0] == runs[1]
-    assert runs[0] != runs[2]
-    # Results in another order, as many workers would give them, ask for the same genomes.
-    results = evolve(Evolution(make_space(), 8, seed=0), 16)
-    shuffled = dict(reversed(list(results.items())))
-    again = Evolution(make_space(), 8, seed=0)
-    assert again.pending(shuffled) == Evolution(make_space(), 8, seed=0).pending(results)
-
-
-def test_no_schedule_is_proposed_twice_and_the_whole_space_is_walked():
-    space = make_space(segments=3)
-    results = evolve(Evolution(space, 8, seed=0), 1000)
-    assert len(results) == space.size == 64
-    assert set(results) == set(itertools.product(range(4), repeat=3))
-
-
-def test_a_space_smaller_than_a_generation_ends():
-    space = make_space(segments=1)
-    assert set(evolve(Evolution(space, 16, seed=0), 100)) == {(0,), (1,), (2,), (3,)}
-
-
-def test_one_width_is_a_space_of_one():
-    space = make_space(widths=(1.0,))
-    assert list(evolve(Evolution(space, 4, seed=0), 10)) == [(0,) * 5]
-
-
-def test_evolution_beats_random_search():
-    from ddsm_tf.search import hypervolume
-
-    space, reference = make_space(segments=8, steps=8), (20.0, 128.0)
-    found = {}
-    for seed in range(3):
-        evolved = evolve(Evolution(space, 12, seed=seed), 96)
-        random = np.random.default_rng(seed).integers(4, size=(96, 8))
-        found[seed] = (
-            hypervolume(list(evolved.values()), reference),
-            hypervolume([objectives(space, tuple(genome)) for genome in random], reference),
-        )
-    assert all(evolved > 1.1 * random for evolved, random in found.values()), found
-
-
-def test_survivors_are_the_best_ranked_then_the_least_crowded():
-    evolution = Evolution(make_space(segments=1, widths=(1.0, 0.9, 0.8, 0.7, 0.6, 0.5)), 4, seed=0)
-    points = [(1, 9), (9, 1), (5, 5), (5.1, 4.9), (6, 6), (9, 9)]
-    genomes = [(k,) for k in range(6)]
-    results = dict(zip(genomes, points, strict=True))
-    survivors = evolution._survivors(genomes, results, 1)
-    # Both ends of the front have no neighbour beyond them and stand first.
-    assert set(survivors[:2]) == {(0,), (1,)}
-    assert set(survivors) == {(0,), (1,), (2,), (3,)}
-
-
-def test_mutation_moves_one_segment_on_average_to_a_neighbouring_width():
-    evolution = Evolution(make_space(segments=10), 4, seed=0)
-    random = np.random.default_rng(0)
-    for index, expected in ((0, {1: 1.0}), (1, {0: 0.5, 2: 0.5}), (3, {2: 1.0})):
-        mutants = np.array([evolution._mutate((index,) * 10, random) for _ in range(2000)])
-        moved = mutants[mutants != index]
-        assert len(moved) / 2000 == pytest.approx(1.0, abs=0.1)
-        shares = {int(width): np.mean(moved == width) for width in np.unique(moved)}
-        assert shares == pytest.approx(expected, abs=0.05)
-
-
-def test_crossover_takes_one_stretch_from_the_father():
-    evolution = Evolution(make_space(segments=6), 4, seed=0)
-    random = np.random.default_rng(0)
-    children = {evolution._cross((0,) * 6, (1,) * 6, random) for _ in range(500)}
-    # Every stretch from segment i to segment j, and the mother herself.
-    stretches = {tuple(int(i <= k < j) for k in range(6)) for i in range(7) for j in range(i, 7)}
-    assert children == stretches
-
-
-def test_a_population_below_four_is_refused():
-    with pytest.raises(InputError, match="population"):
-        Evolution(make_space(), 3, seed=0)
-
-
 def test_trials_are_counted_exactly_and_baselines_are_named(tmp_path):
-    evolution, calls = Evolution(make_space(), 8, seed=0), []
+    evolution, calls = make_evolution(), []
 
-    def counted(schedule, seed):
+    def counted(schedule):
         calls.append(schedule.widths)
-        return evaluate(schedule, seed)
+        return evaluate(schedule)
 
-    entries = run_trials(evolution, counted, trials=20, seed=0, directory=tmp_path)
+    names = {**dict.fromkeys(evolution.random_genomes(), "random"), **uniform_names(make_space())}
+    entries = run_trials(evolution, counted, trials=20, directory=tmp_path, baselines=names)
     assert len(calls) == len(set(calls)) == len(entries) == 20
     names = [entry.get("baseline") for entry in entries[:4]]
     assert names == ["full", "uniform:0.75", "uniform:0.5", "uniform:0.25"]
-    assert sum(entry.get("baseline") == "random" for entry in entries) == 2
+    assert sum(entry.get("baseline") == "random" for entry in entries) == 3
     assert entries[0]["distance"] == pytest.approx(5.0)
     assert entries[0]["macs_fraction"] == 1.0
     assert StepSchedule.from_dict(entries[3]["schedule"]).widths == (0.25,) * 10
 
 
 def test_keras_tuner_runs_the_trials_that_plain_evolution_would(tmp_path):
-    evolution = Evolution(make_space(), 8, seed=3)
-    entries = run_trials(evolution, evaluate, trials=30, seed=0, directory=tmp_path)
-    expected = evolve(Evolution(make_space(), 8, seed=3), 30)
+    evolution = make_evolution(3)
+    entries = run_trials(evolution, evaluate, trials=30, directory=tmp_path)
+    expected = evolve(make_evolution(3), 30)
     found = [tuple(entry["schedule"]["widths"]) for entry in entries]
     assert found == [evolution.space.schedule(genome).widths for genome in expected]
 
@@ -208,31 +93,29 @@ def test_keras_tuner_runs_the_trials_that_plain_evolution_would(tmp_path):
 def test_an_interrupted_search_repeats_no_finished_trial(tmp_path):
     calls = []
 
-    def failing(schedule, seed):
+    def failing(schedule):
         calls.append(schedule.widths)
         if len(calls) == 13:
             raise OSError("no space left on device")
-        return evaluate(schedule, seed)
+        return evaluate(schedule)
 
     def run(evaluation):
-        evolution = Evolution(make_space(), 8, seed=0)
-        return run_trials(evolution, evaluation, trials=24, seed=0, directory=tmp_path / "a")
+        evolution = make_evolution()
+        return run_trials(evolution, evaluation, trials=24, directory=tmp_path / "a")
 
     with pytest.raises(OSError, match="no space left"):
         run(failing)
     entries = run(failing)
     # The thirteenth failed and ran again; all others ran once.
     assert len(calls) == 25 and len(set(calls)) == 24
-    whole = run_trials(
-        Evolution(make_space(), 8, seed=0), evaluate, trials=24, seed=0, directory=tmp_path / "b"
-    )
+    whole = run_trials(make_evolution(), evaluate, trials=24, directory=tmp_path / "b")
     assert entries == whole
 
 
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, {tests!r})
-from test_search import Evolution, evaluate, make_space, run_trials
+from test_search import evaluate, make_evolution, run_trials
 from keras_tuner.engine import trial as trial_module
 import ddsm_tf.search.oracle as oracle
 
@@ -246,7 +129,7 @@ def save_and_die(self, trial):
         os.kill(os.getpid(), signal.SIGKILL)
 
 oracle.ScheduleOracle._save_trial = save_and_die
-run_trials(Evolution(make_space(), 8, seed=0), evaluate, trials=20, seed=0, directory={out!r})
+run_trials(make_evolution(), evaluate, trials=20, directory={out!r})
 """
 
 
@@ -256,50 +139,50 @@ def test_kill_between_two_files_loses_no_trial(tmp_path):
     assert process.returncode == -signal.SIGKILL, process.stderr.decode()[-500:]
     calls = []
 
-    def counted(schedule, seed):
+    def counted(schedule):
         calls.append(schedule.widths)
-        return evaluate(schedule, seed)
+        return evaluate(schedule)
 
-    evolution = Evolution(make_space(), 8, seed=0)
-    entries = run_trials(evolution, counted, trials=20, seed=0, directory=tmp_path)
+    evolution = make_evolution()
+    entries = run_trials(evolution, counted, trials=20, directory=tmp_path)
     assert len(calls) == 11 and len(entries) == 20
 
 
 def test_a_search_can_be_given_more_trials(tmp_path):
-    first = run_trials(
-        Evolution(make_space(), 8, seed=0), evaluate, trials=9, seed=0, directory=tmp_path
-    )
-    more = run_trials(
-        Evolution(make_space(), 8, seed=0), evaluate, trials=101, seed=0, directory=tmp_path
-    )
+    first = run_trials(make_evolution(), evaluate, trials=9, directory=tmp_path)
+    more = run_trials(make_evolution(), evaluate, trials=101, directory=tmp_path)
     assert more[:9] == first and len(more) == 101
 
 
+def test_finished_trials_are_read_and_none_is_run(tmp_path):
+    entries = run_trials(make_evolution(), evaluate, trials=9, directory=tmp_path)
+    assert finished_trials(make_evolution(), tmp_path, {}) == entries
+    assert finished_trials(make_evolution(), tmp_path / "nothing", {}) == []
+
+
 def test_a_broken_trial_file_is_named(tmp_path):
-    evolution = Evolution(make_space(), 8, seed=0)
-    run_trials(evolution, evaluate, trials=4, seed=0, directory=tmp_path)
+    evolution = make_evolution()
+    run_trials(evolution, evaluate, trials=4, directory=tmp_path)
     file = next(tmp_path.glob("trials/trial_*/trial.json"))
     file.write_text(file.read_text()[:40])
     with pytest.raises(InputError, match=r"trial.*not valid JSON"):
-        run_trials(evolution, evaluate, trials=8, seed=0, directory=tmp_path)
+        run_trials(evolution, evaluate, trials=8, directory=tmp_path)
 
 
 def test_too_few_trials_for_the_baselines_are_refused(tmp_path):
     with pytest.raises(InputError, match="`trials` \\(=3\\) must be at least 4"):
-        run_trials(
-            Evolution(make_space(), 8, seed=0), evaluate, trials=3, seed=0, directory=tmp_path
-        )
+        run_trials(make_evolution(), evaluate, trials=3, directory=tmp_path)
 
 
 def test_workers_wait_for_a_generation_and_never_share_a_genome(tmp_path):
-    oracle = ScheduleOracle(Evolution(make_space(), 4, seed=0), max_trials=50)
+    oracle = ScheduleOracle(Evolution(make_space(), 4, seed=0, screening=0), max_trials=50)
     ScheduleTuner(oracle, evaluate, tmp_path)
-    first = oracle.evolution.first_generation()
+    first = oracle.proposer.first_generation()
     trials = [oracle.create_trial(f"worker{k}") for k in range(len(first) + 1)]
     assert [trial.status for trial in trials] == ["RUNNING"] * len(first) + ["IDLE"]
     assert [oracle.genome(trial) for trial in trials[:-1]] == first
     for trial in trials[:-1]:
-        result = objectives(oracle.evolution.space, oracle.genome(trial))
+        result = objectives(oracle.proposer.space, oracle.genome(trial))
         metrics = {"distance": result[0], "cost": result[1], "multi_objective": sum(result)}
         oracle.update_trial(trial.trial_id, metrics)
         trial.status = "COMPLETED"
@@ -317,12 +200,15 @@ def entry(width, **fields):
 def confirmer(distances, tmp_path, calls=None):
     """Distances by width; the seeds 1 to 4 spread them by ±0.1."""
 
-    def measure(schedule, seed):
+    def measure(schedule, seed, images):
         if calls is not None:
             calls.append((schedule.widths[0], seed))
-        return {"distance": distances[schedule.widths[0]] + (-0.1 if seed % 2 else 0.1)}
+        counted = dict.fromkeys(
+            ("calls", "reused_calls", "full_calls", "reused_full_calls"), images
+        )
+        return {"distance": distances[schedule.widths[0]] + (-0.1 if seed % 2 else 0.1), **counted}
 
-    return Confirmer(measure, (1, 2, 3, 4), tmp_path / "confirmations.json")
+    return Confirmer(measure, (1, 2, 3, 4), 10, tmp_path / "confirmations.json")
 
 
 def test_the_cheapest_confirmed_schedule_is_chosen(tmp_path):
@@ -347,12 +233,43 @@ def test_full_width_is_chosen_where_nothing_else_holds(tmp_path):
     assert chosen is full and chosen.schedule.widths[0] == 1.0
 
 
+def test_a_budget_chooses_the_best_that_is_affordable(tmp_path):
+    entries = [
+        entry(0.25, distance=5.4),  # looks better than it is
+        entry(0.5, distance=5.5),
+        entry(0.75, distance=5.1),
+        entry(1.0, distance=5.0, baseline="full"),
+    ]
+    distances = {0.25: 7.0, 0.5: 5.6, 0.75: 5.0, 1.0: 5.0}
+    full, chosen = choose(entries, confirmer(distances, tmp_path), budget=0.3)
+    assert (full.schedule.widths[0], chosen.schedule.widths[0]) == (1.0, 0.5)
+    with pytest.raises(InputError, match=r"`budget` \(=0.01\) is below .*0.0625"):
+        choose(entries, confirmer(distances, tmp_path), budget=0.01)
+
+
+def test_a_greatest_distance_chooses_the_cheapest_within_it(tmp_path):
+    entries = [
+        entry(0.25, distance=9.0),
+        entry(0.5, distance=6.0),
+        entry(0.75, distance=5.1),
+        entry(1.0, distance=5.0, baseline="full"),
+    ]
+    distances = {0.25: 9.0, 0.5: 6.0, 0.75: 5.1, 1.0: 5.0}
+    for limit, width in ((9.5, 0.25), (6.5, 0.5), (5.5, 0.75), (5.05, 1.0)):
+        _, chosen = choose(entries, confirmer(distances, tmp_path), max_distance=limit)
+        assert chosen.schedule.widths[0] == width
+    with pytest.raises(InputError, match=r"`max_distance` \(=4.0\) .* full width has 5"):
+        choose(entries, confirmer(distances, tmp_path), max_distance=4.0)
+
+
 def test_confirmations_are_kept_and_not_made_again(tmp_path):
     schedule, calls = StepSchedule.uniform(0.5, (10, 0)), []
     first = confirmer({0.5: 3.0}, tmp_path, calls)(schedule)
     again = confirmer({0.5: 99.0}, tmp_path, calls)(schedule)
     assert first.distances == again.distances == pytest.approx((2.9, 3.1, 2.9, 3.1))
     assert calls == [(0.5, seed) for seed in (1, 2, 3, 4)]
+    kept = json.loads((tmp_path / "confirmations.json").read_text())
+    assert sum(measurement["calls"] for measurement in kept) == 40
     (tmp_path / "confirmations.json").write_text(json.dumps({"a": 1}))
     with pytest.raises(InputError, match="delete the file"):
         confirmer({0.5: 3.0}, tmp_path)

@@ -11,13 +11,22 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ddsm_tf.schedule import StepSchedule
+from ddsm_tf.search.importance import ImportanceTable
 
 SIZE = (6.4, 3.6)
 OTHER_SCHEDULES = 3
 BASELINES = {
     "full": ("*", "black", "full width"),
     "uniform": ("s", "tab:orange", "uniform width"),
+    "ramp": ("^", "tab:green", "two-stage ramps"),
+    "importance": ("D", "tab:purple", "importance only"),
     "random": ("x", "tab:gray", "random"),
+    "paper": ("P", "tab:brown", "the paper's search"),
+}
+COSTS = {
+    "macs": ("macs", "share of full-width MACs"),
+    "parameters": ("parameters", "share of full width's parameters read"),
+    "latency": ("latency_ms", "share of full width's time"),
 }
 
 
@@ -52,34 +61,84 @@ def schedule_plot(schedules: dict[str, StepSchedule]) -> Figure:
     return figure
 
 
+def importance_plot(table: ImportanceTable) -> Figure:
+    """Denoising error of each width over t, relative to the widest, with two standard errors."""
+    figure, axes = _new("timestep t (sampling runs from left to right)", "error / full width's")
+    widest = table.error[0]
+    for width, error, standard_error in zip(
+        table.widths, table.error, table.standard_error, strict=True
+    ):
+        line = axes.plot(table.timesteps, error / widest, label=f"width {width:g}")[0]
+        low, high = ((error + k * standard_error) / widest for k in (-2, 2))
+        axes.fill_between(table.timesteps, low, high, alpha=0.15, color=line.get_color())
+    axes.invert_xaxis()
+    axes.set_yscale("log")
+    axes.legend()
+    return figure
+
+
 def pareto_plot(
-    entries: Sequence[dict[str, Any]],
-    chosen: StepSchedule,
-    trials: Sequence[dict[str, float]],
-    distance_name: str,
+    entries: Sequence[dict[str, Any]], chosen: StepSchedule, result: dict[str, Any]
 ) -> Figure:
-    """Distance against the share of the full MACs: trials, baselines, and the chosen schedule.
+    """Distance against the share of full width's cost: trials, front, baselines, and the choice.
+
+    The band is full width's own spread from seed to seed, and the dashed line what as many real
+    images have: differences below the one and distances below the other mean nothing.
 
     Args:
         entries: of `pareto.json`.
         chosen: the schedule to mark.
-        trials: `distance` and `macs_fraction` of every trial.
-        distance_name: label of the vertical axis.
+        result: of `search/result.json`.
     """
-    figure, axes = _new("share of full-width MACs", distance_name)
-    axes.plot(*_points(trials), ".", label="every trial", color="tab:blue", alpha=0.3)
+    key, label = COSTS[result["cost"]]
+    figure, axes = _new(label, result["distance_name"])
+    full = next(entry for entry in entries if entry.get("baseline") == "full")
+
+    def draw(some: Sequence[dict[str, Any]], *style: str, **options: Any) -> None:
+        fractions = [entry[key] / full[key] for entry in some]
+        axes.plot(fractions, [entry["distance"] for entry in some], *style, **options)
+
+    trials = result["trials"]
+    axes.plot(
+        [trial["cost_fraction"] for trial in trials],
+        [trial["distance"] for trial in trials],
+        ".",
+        label="every trial",
+        color="tab:blue",
+        alpha=0.3,
+    )
     # Entries stand sorted by cost, so the front is where the distance falls to a new low.
     lows = itertools.accumulate((entry["distance"] for entry in entries), min)
     front = [entry for entry, low in zip(entries, lows, strict=True) if entry["distance"] <= low]
-    axes.plot(*_points(front), "o-", label="best found", color="tab:blue")
-    for kind, (marker, color, label) in BASELINES.items():
+    draw(front, "-", label="best found", color="tab:blue")
+    for kind, (marker, color, name) in BASELINES.items():
         some = [entry for entry in entries if entry.get("baseline", "").split(":")[0] == kind]
         if some:
-            axes.plot(*_points(some), marker, label=label, color=color)
-    for entry in entries:
-        if entry["schedule"] == chosen.to_dict():
-            axes.plot(*_points([entry]), "o", ms=13, mfc="none", mec="tab:red", label="chosen")
-            break
+            draw(some, marker, label=name, color=color, ms=5)
+    marked = [entry for entry in entries if entry["schedule"] == chosen.to_dict()][:1]
+    draw(marked, "o", ms=13, mfc="none", mec="tab:red", label="chosen")
+    axes.axhspan(
+        full["distance"] - result["full_spread"],
+        full["distance"] + result["full_spread"],
+        color="tab:gray",
+        alpha=0.15,
+    )
+    axes.axhline(result["floor"], ls="--", lw=1, color="tab:gray", label="real images")
+    axes.legend(fontsize="small")
+    return figure
+
+
+def hypervolume_plot(curves: dict[str, list[dict[str, float]]]) -> Figure:
+    """How much each method had found after how many UNet calls.
+
+    Args:
+        curves: `hypervolume` of `search/result.json`.
+    """
+    figure, axes = _new("UNet calls at full width", "hypervolume")
+    for method, curve in curves.items():
+        calls = [point["full_calls"] for point in curve]
+        axes.plot(calls, [point["hypervolume"] for point in curve], "o-", ms=4, label=method)
+    axes.set_xscale("log")
     axes.legend()
     return figure
 
@@ -87,7 +146,7 @@ def pareto_plot(
 def search_figures(
     entries: Sequence[dict[str, Any]], chosen: StepSchedule, result: dict[str, Any]
 ) -> dict[str, Figure]:
-    """The two plots of a search: `pareto` and `schedules`.
+    """The plots of a search: `pareto`, `schedules` and `hypervolume`.
 
     Args:
         entries: of `pareto.json`.
@@ -101,8 +160,9 @@ def search_figures(
         for entry in others[::stride]
     }
     return {
-        "pareto": pareto_plot(entries, chosen, result["trials"], result["distance_name"]),
+        "pareto": pareto_plot(entries, chosen, result),
         "schedules": schedule_plot(schedules),
+        "hypervolume": hypervolume_plot(result["hypervolume"]),
     }
 
 
@@ -111,10 +171,6 @@ def to_png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     return buffer.getvalue()
-
-
-def _points(entries: Sequence[dict[str, Any]]) -> tuple[list[float], list[float]]:
-    return [e["macs_fraction"] for e in entries], [e["distance"] for e in entries]
 
 
 def _new(x_label: str, y_label: str) -> tuple[Figure, Any]:

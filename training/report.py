@@ -17,21 +17,30 @@ from ddsm_tf.errors import InputError
 from ddsm_tf.files import atomic_file, read_json
 from ddsm_tf.images import image_grid, png_bytes
 from ddsm_tf.schedule import StepSchedule
+from ddsm_tf.search.importance import ImportanceTable
 from ddsm_tf.search.pareto import read_pareto
 from ddsm_tf.training.callbacks import read_history
-from ddsm_tf.training.plots import loss_plot, search_figures, to_png
+from ddsm_tf.training.plots import importance_plot, loss_plot, search_figures, to_png
 from ddsm_tf.training.run import Run
 from ddsm_tf.training.sample import sample_with_bar
 
 GRID_IMAGES = 64
 SEED = 0
 RESULT_KEYS = {
+    "calls",
     "chosen_distance",
+    "confirm_images",
     "confirm_seeds",
+    "cost",
     "distance_name",
+    "equal_calls",
+    "equal_cost",
+    "floor",
     "full_distance",
     "full_spread",
+    "hypervolume",
     "images",
+    "proxy_rank_correlation",
     "trials",
 }
 
@@ -67,15 +76,20 @@ def _content(run: Run) -> dict[str, Any]:
     macs = {cost["width"]: cost["macs"] for cost in costs}
     schedule = run.schedule(None)
     result = read_search_result(run)
-    entries = read_pareto(run.path / "search" / "pareto.json") if result else []
+    entries = read_pareto(run.search_path / "pareto.json") if result else []
     return {
         "title": f"ddsm_tf: {run.config.preset}, {run.config.steps:,} training steps",
         "headline": _headline(schedule, macs, result),
         "pictures": _pictures(run, schedule),
-        "plots": _search_plots(entries, schedule, result) if entries else [],
+        "plots": (_search_plots(entries, schedule, result) if entries else [])
+        + _importance_plots(run),
         "rows": _rows(entries, schedule),
         "distance_name": result.get("distance_name", ""),
         "search_note": _search_note(result),
+        "methods": _methods(result),
+        "equal_calls": result.get("equal_calls", {}).get("full_calls", 0.0),
+        "equal_cost": result.get("equal_cost", {}),
+        "spent": _spent(result),
         "costs": costs,
         "training_plots": _training_plots(run),
         "commands": _commands(run),
@@ -88,7 +102,7 @@ def read_search_result(run: Run) -> dict[str, Any]:
     Raises:
         InputError: the file is broken.
     """
-    path = run.path / "search" / "result.json"
+    path = run.search_path / "result.json"
     if not path.exists():
         return {}
     result = read_json(path, argument="search result")
@@ -111,12 +125,43 @@ def _headline(schedule: StepSchedule, macs: dict[float, int], result: dict[str, 
 def _search_note(result: dict[str, Any]) -> str:
     if not result:
         return ""
-    return (
-        f"Trials compare {result['images']} images from the same noise. The chosen schedule was "
-        f"confirmed on {len(result['confirm_seeds'])} other seeds, where full width has "
-        f"{result['full_distance']:.3f} ± {result['full_spread']:.3f} (mean and standard "
-        f"deviation) and the chosen schedule {result['chosen_distance']:.3f}."
+    correlation = result["proxy_rank_correlation"]
+    ranked = (
+        ""
+        if correlation is None
+        else (
+            f" The importance table ranks the schedules with a correlation of {correlation:.2f} "
+            "(Spearman) with their distances."
+        )
     )
+    return (
+        f"Trials compare {result['images']} images from the same noise; as many real images have "
+        f"a distance of {result['floor']:.3f}. The chosen schedule was confirmed on "
+        f"{len(result['confirm_seeds'])} other seeds of {result['confirm_images']} images, where "
+        f"full width has {result['full_distance']:.3f} ± {result['full_spread']:.3f} (mean and "
+        f"standard deviation) and the chosen schedule {result['chosen_distance']:.3f}.{ranked}"
+    )
+
+
+def _methods(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each method: what it had found in the end, and after equal numbers of calls."""
+    return [
+        {
+            "name": method,
+            **curve[-1],
+            "at_equal_calls": result["equal_calls"]["hypervolume"][method],
+        }
+        for method, curve in result.get("hypervolume", {}).items()
+    ]
+
+
+def _spent(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each stage of the search: UNet calls, what sharing states saved, and the sum."""
+    rows = [{"name": name, **calls} for name, calls in result.get("calls", {}).items()]
+    if rows:
+        keys = [key for key in rows[0] if key != "name"]
+        rows.append({"name": "total", **{key: sum(row[key] for row in rows) for key in keys}})
+    return rows
 
 
 def _pictures(run: Run, schedule: StepSchedule) -> list[dict[str, str]]:
@@ -159,10 +204,21 @@ def _search_plots(
     entries: list[dict[str, Any]], schedule: StepSchedule, result: dict[str, Any]
 ) -> list[dict[str, str]]:
     figures = search_figures(entries, schedule, result)
-    return [
-        _plot("Distance and cost of every trial", figures["pareto"]),
+    plots = [
+        _plot("Distance and cost of every trial; the band is the noise", figures["pareto"]),
         _plot("Width at each step", figures["schedules"]),
     ]
+    if len(result["hypervolume"]) > 1:
+        plots.append(_plot("Hypervolume against UNet calls", figures["hypervolume"]))
+    return plots
+
+
+def _importance_plots(run: Run) -> list[dict[str, str]]:
+    if not run.importance_path.exists():
+        return []
+    table = ImportanceTable.load(run.importance_path)
+    caption = "Held-out denoising error of each width, with two standard errors"
+    return [_plot(caption, importance_plot(table))]
 
 
 def _training_plots(run: Run) -> list[dict[str, str]]:
@@ -183,9 +239,8 @@ def _base64(data: bytes) -> str:
 def _rows(entries: list[dict[str, Any]], schedule: StepSchedule) -> list[dict[str, Any]]:
     rows = []
     for entry in entries:
-        segments = StepSchedule.from_dict(entry["schedule"]).segments()
-        described = ", ".join(f"{steps} at {width:g}" for width, steps in segments)
-        name = f"{entry['baseline']}" if "baseline" in entry else described
+        described = StepSchedule.from_dict(entry["schedule"]).describe()
+        name = f"{entry['baseline']}: {described}" if "baseline" in entry else described
         rows.append({**entry, "name": name, "chosen": entry["schedule"] == schedule.to_dict()})
     return rows
 

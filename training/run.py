@@ -74,6 +74,20 @@ class Run:
         return self.path / "schedule.json"
 
     @property
+    def importance_path(self) -> Path:
+        """The importance table of the averaged weights."""
+        return self.path / "importance.json"
+
+    @property
+    def search_path(self) -> Path:
+        """Everything of the search."""
+        return self.path / "search"
+
+    def method_path(self, method: str) -> Path:
+        """Where a search method keeps its trials; the main one's lie at the top."""
+        return self.search_path if method == "nsga2" else self.search_path / method
+
+    @property
     def bundle_path(self) -> Path:
         """The bundle that the demo exports and the report shows."""
         return self.path / "bundle"

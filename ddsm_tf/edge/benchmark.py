@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import time
+import importlib.metadata
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from ddsm_tf.edge.sampler import EdgeSampler
+from ddsm_tf.latency import WARM_UP, latency_content, time_widths
 
-WARM_UP = 3
+__all__ = ["WARM_UP", "benchmark"]
+
+# What LiteRT's interpreter takes where it is not told; it starts no thread of its own then.
+DEFAULT_THREADS = 1
 
 
 def benchmark(
@@ -18,45 +20,35 @@ def benchmark(
     *,
     batch: int = 1,
     rounds: int = 30,
-    on_round: Callable[[], None] | None = None,
+    on_round: Callable[[], Any] | None = None,
 ) -> dict[str, Any]:
     """Time one step of every width.
-
-    The widths take turns within each round, so that a device that slows down while it is measured
-    slows all of them alike.
 
     Args:
         sampler: the bundle and its interpreters.
         batch: images a step.
-        rounds: timed steps a width, after three that are not.
-        on_round: called after each round.
+        rounds: timed steps a width, after `WARM_UP` that are not.
+        on_round: called after each round, those that warm up included.
 
     Returns:
-        `widths`: width → `median_ms`, `min_ms`, `max_ms` of a step; and the settings.
+        The content of a latency file: see `ddsm_tf.latency`.
     """
     bundle = sampler.bundle
-    x = np.random.RandomState(0).standard_normal((batch, *bundle.image_shape)).astype(np.float32)
-    t = bundle.noise_table.train_timesteps // 2
-    milliseconds: dict[float, list[float]] = {width: [] for width in bundle.files}
-    for round_number in range(WARM_UP + rounds):
-        for width, times in milliseconds.items():
-            started = time.perf_counter()
-            sampler.denoise(x, t, width)
-            if round_number >= WARM_UP:
-                times.append(1000.0 * (time.perf_counter() - started))
-        if on_round:
-            on_round()
-    return {
-        "widths": {
-            str(width): {
-                "median_ms": float(np.median(times)),
-                "min_ms": min(times),
-                "max_ms": max(times),
-            }
-            for width, times in milliseconds.items()
-        },
-        "batch": batch,
-        "threads": sampler.threads,
-        "rounds": rounds,
-        "quantize": bundle.quantize,
-    }
+    times = time_widths(
+        sampler.denoise,
+        list(bundle.files),
+        bundle.image_shape,
+        batch=batch,
+        rounds=rounds,
+        t=bundle.noise_table.train_timesteps // 2,
+        on_round=on_round,
+    )
+    return latency_content(
+        times,
+        runtime="litert",
+        versions={"ai_edge_litert": importlib.metadata.version("ai_edge_litert")},
+        batch=batch,
+        threads=sampler.threads or DEFAULT_THREADS,
+        rounds=rounds,
+        quantize=bundle.quantize,
+    )

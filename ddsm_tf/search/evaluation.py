@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 
-from ddsm_tf.cost import cost_fraction, schedule_cost
+from ddsm_tf.cost import schedule_cost
 from ddsm_tf.noise import NoiseTable
-from ddsm_tf.sampling import Denoiser, sample_images
+from ddsm_tf.sampling import Denoiser
 from ddsm_tf.schedule import StepSchedule
+from ddsm_tf.search.prefix import PrefixSampler
 
 Distance = Callable[[np.ndarray], float]
 """uint8 (N, H, W, C) images → how far they are from the real ones."""
@@ -20,7 +21,7 @@ class ScheduleEvaluator:
     """Scores schedules, all from the same starting noise.
 
     With common noise two schedules differ by what their widths do, not by luck: differences are
-    far less noisy than distances.
+    far less noisy than distances. Schedules that begin alike share the states of their beginning.
 
     Args:
         denoise: `denoise(x, t, width)`.
@@ -28,9 +29,13 @@ class ScheduleEvaluator:
         image_shape: (H, W, C).
         distance: scores images.
         macs: width → MACs of a step for one image.
+        full_steps: steps of a schedule that skips none.
         cost: width → cost of a step; `macs` if left out.
-        images: how many to sample.
+        seconds: width → seconds of a step for one image, or None where they were not measured.
+        images: how many to sample, unless a call says otherwise.
         batch_size: images at a time.
+        max_bytes: memory for shared states; 0 shares none.
+        branch_timesteps: see `PrefixSampler`.
     """
 
     def __init__(
@@ -40,45 +45,66 @@ class ScheduleEvaluator:
         image_shape: tuple[int, int, int],
         distance: Distance,
         macs: Mapping[float, float],
+        full_steps: int,
         *,
         cost: Mapping[float, float] | None = None,
+        seconds: Mapping[float, float] | None = None,
         images: int = 1024,
         batch_size: int = 256,
+        max_bytes: int = 2**30,
+        branch_timesteps: Collection[int] | None = None,
     ) -> None:
-        self.denoise = denoise
-        self.noise_table = noise_table
-        self.image_shape = image_shape
         self.distance = distance
         self.macs = macs
+        self.full_steps = full_steps
         self.cost = cost or macs
+        self.seconds = seconds
         self.images = images
-        self.batch_size = batch_size
-        for width in macs:
-            # The first call compiles; no trial should be charged with that.
-            denoise(np.zeros((min(images, batch_size), *image_shape), np.float32), 0, width)
+        self.sampler = PrefixSampler(
+            denoise,
+            noise_table,
+            image_shape,
+            batch_size=batch_size,
+            max_bytes=max_bytes,
+            branch_timesteps=branch_timesteps,
+        )
 
-    def __call__(self, schedule: StepSchedule, seed: int = 0) -> dict[str, float]:
-        """Distance, cost an image, MACs an image and their share of full width, seconds an image.
+    def __call__(
+        self, schedule: StepSchedule, seed: int = 0, images: int | None = None
+    ) -> dict[str, float]:
+        """Measure a schedule.
 
         Args:
             schedule: timesteps and widths.
             seed: of the starting noise.
+            images: None takes the evaluator's.
+
+        Returns:
+            `distance`; `cost`, `macs` and `seconds` an image; `macs_fraction` of full width's;
+            `calls`, how many images went through the network; `reused_calls`, how many more would
+            have without shared states; `full_calls` and `reused_full_calls`, the same weighted by
+            MACs, in calls at full width.
         """
-        started = time.perf_counter()
-        images = sample_images(
-            self.denoise,
-            schedule,
-            self.noise_table,
-            self.image_shape,
-            self.images,
-            seed=seed,
-            batch_size=self.batch_size,
-        )
-        seconds = time.perf_counter() - started
+        sampler = self.sampler
+        calls, reused = sampler.calls.copy(), sampler.reused_calls.copy()
+        sampled = sampler(schedule, images or self.images, seed)
+        calls, reused = sampler.calls - calls, sampler.reused_calls - reused
+        macs = schedule_cost(schedule, self.macs)
         return {
-            "distance": self.distance(images),
+            "distance": self.distance(sampled),
             "cost": schedule_cost(schedule, self.cost),
-            "macs": schedule_cost(schedule, self.macs),
-            "macs_fraction": cost_fraction(schedule, self.macs),
-            "seconds": seconds / self.images,
+            "macs": macs,
+            "macs_fraction": macs / (self.full_steps * self._full_macs),
+            "seconds": schedule_cost(schedule, self.seconds) if self.seconds else 0.0,
+            "calls": float(calls.total()),
+            "reused_calls": float(reused.total()),
+            "full_calls": self._full_calls(calls),
+            "reused_full_calls": self._full_calls(reused),
         }
+
+    @property
+    def _full_macs(self) -> float:
+        return self.macs[max(self.macs)]
+
+    def _full_calls(self, calls: Counter[float]) -> float:
+        return sum(count * self.macs[width] / self._full_macs for width, count in calls.items())

@@ -1,156 +1,207 @@
-"""NSGA-II over schedule genomes, as a pure function of the results so far.
+"""NSGA-II over schedule genomes, screened by a surrogate.
 
-There is no state but the results: the same seed and the same results always ask for the same
-genomes, so a search that was killed goes on where it stopped, and one that runs on many workers
-does what it would do on one.
+A trial samples hundreds of images, a prediction takes microseconds. So children are bred for many
+generations against a surrogate of the distance, and only those that would enlarge the front most
+are tried.
 
 Reference: Deb et al., 2002, "A fast and elitist multiobjective genetic algorithm: NSGA-II".
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from pymoo.core.mutation import Mutation
 from pymoo.core.population import Population
 from pymoo.core.problem import Problem
+from pymoo.operators.crossover.pntx import TwoPointCrossover
 from pymoo.operators.survival.rank_and_crowding import RankAndCrowding
 
 from ddsm_tf.errors import invalid
+from ddsm_tf.search.generations import Generations, Objectives, ramps, random_genome
+from ddsm_tf.search.pareto import pick_by_hypervolume
 from ddsm_tf.search.space import Genome, ScheduleSpace
+from ddsm_tf.search.surrogate import Surrogate
 
-Objectives = tuple[float, float]
-"""(distance, cost); less is better for both."""
-
-TRIES_PER_CHILD = 50
+REFINE_EVERY = 3
+SCREENING_POPULATION = 64
 
 
-class Evolution:
+class Evolution(Generations):
     """Proposes genomes, one generation after another.
 
-    The first generation holds every uniform schedule, ramps between two widths and random ones.
-    Every later one holds children of the best so far (rank, then crowding), by two-point
-    crossover and mutation. No genome is proposed twice.
+    The first generation holds every uniform schedule, the given seeds, ramps between two widths and
+    random ones. Every later one holds children of the best so far (rank, then crowding), by
+    two-point crossover and mutation, picked by what the surrogate says of them. No genome is
+    proposed twice.
 
     Args:
         space: the schedules.
-        population: genomes a generation, at least 4.
+        population: genomes of the first generation, and parents of the later ones; at least 4.
         seed: fixes every random choice.
+        costs: width → cost of a step; what the trials report as `cost` grows with it.
+        children: genomes of each later generation; as many as `population` if left out.
         mutation: expected number of segments that change in a child.
+        screening: generations bred against the surrogate for each that is tried; 0 tries what is
+            bred, as plain NSGA-II does.
+        seeds: genomes of the first generation, for instance from the importance table.
+        proxy: (segments, choices), what the importance table says of each; helps the surrogate.
+        refinements: how many times each segment is split in two; `space` has the finest segments,
+            and they move together at first. Splitting comes every third generation.
     """
 
     def __init__(
-        self, space: ScheduleSpace, population: int, seed: int, mutation: float = 1.0
+        self,
+        space: ScheduleSpace,
+        population: int,
+        seed: int,
+        *,
+        costs: Mapping[float, float] | None = None,
+        children: int | None = None,
+        mutation: float = 1.0,
+        screening: int = 20,
+        seeds: Sequence[Genome] = (),
+        proxy: np.ndarray | None = None,
+        refinements: int = 0,
     ) -> None:
         if population < 4:
             raise invalid("population", population, "must be at least 4")
-        self.space = space
+        if children is not None and children < 1:
+            raise invalid("children", children, "must be at least 1")
+        if screening and not set(space.widths) <= set(costs or ()):
+            rule = f"needs `costs` of all widths {space.widths}; pass them, or screening=0"
+            raise invalid("screening", screening, rule)
+        super().__init__(space)
         self.population = population
+        self.children = children or population
         self.seed = seed
-        self.mutation = mutation
+        self.costs = costs
+        self.screening = screening
+        self.seeds = list(dict.fromkeys(seeds))
+        self.proxy = proxy
+        self.refinements = refinements
         self._survival = RankAndCrowding()
-
-    def pending(self, results: Mapping[Genome, Objectives]) -> list[Genome]:
-        """The genomes of the present generation that have no result yet.
-
-        Args:
-            results: every finished genome's objectives.
-
-        Returns:
-            At least one genome, or none when every schedule has been tried.
-        """
-        generation, parents, known = self.first_generation(), [], set()
-        for number in itertools.count(1):
-            missing = [genome for genome in generation if genome not in results]
-            if missing or not generation:
-                return missing
-            known.update(generation)
-            parents = self._survivors(parents + generation, results, number)
-            generation = self._children(parents, known, number)
+        self._crossover = TwoPointCrossover(prob=1.0)
+        self._mutation = NeighbourMutation(mutation)
 
     def first_generation(self) -> list[Genome]:
-        """Uniform schedules, ramps between two widths, then random genomes."""
-        return [*self._seeds(), *self.random_genomes()]
+        """Uniform schedules, the given seeds, ramps, then random genomes."""
+        return [*self._fixed(), *self.random_genomes()]
 
     def random_genomes(self) -> list[Genome]:
         """The random part of the first generation."""
-        random, seeds = np.random.default_rng([self.seed, 0]), self._seeds()
-        wanted = max(1, self.population - len(seeds))
-        return self._fill(wanted, set(seeds), lambda: self._random(random))
+        random, fixed = np.random.default_rng([self.seed, 0]), self._fixed()
+        wanted = max(1, self.population - len(fixed))
+        return self.fill(wanted, set(fixed), lambda: random_genome(self.space, random))
 
-    def _seeds(self) -> list[Genome]:
-        """Uniform schedules and some of the ramps, none twice."""
+    def ramp_genomes(self) -> list[Genome]:
+        """The ramps of the first generation."""
         uniform = [self.space.uniform(width) for width in self.space.widths]
-        half = self.space.segments // 2
-        pairs = itertools.permutations(range(len(uniform)), 2)
-        # Narrow before wide comes first, as in DDSM's published CIFAR-10 schedule; then widths that
-        # are neighbours.
-        order = sorted(pairs, key=lambda pair: (pair[0] < pair[1], abs(pair[0] - pair[1])))
-        ramps = [(*uniform[first][:half], *uniform[second][half:]) for first, second in order]
-        # Half of what is left goes to random genomes: ramps span few of the schedules.
-        room = max(0, self.population - len(uniform)) // 2
-        return list(dict.fromkeys([*uniform, *ramps[:room]]))
+        # A quarter of what is left: ramps span few of the schedules.
+        room = max(0, self.population - len(uniform) - len(self.seeds)) // 4
+        every = ramps(self.space, [self.space.segments // 2])
+        return [ramp for ramp in every if ramp not in {*uniform, *self.seeds}][:room]
 
-    def _children(self, parents: list[Genome], known: set[Genome], number: int) -> list[Genome]:
-        """New genomes bred from `parents`, which stand best first."""
+    def _fixed(self) -> list[Genome]:
+        uniform = [self.space.uniform(width) for width in self.space.widths]
+        return list(dict.fromkeys([*uniform, *self.seeds, *self.ramp_genomes()]))
+
+    def next_generation(
+        self, known: list[Genome], results: Mapping[Genome, Objectives], number: int
+    ) -> list[Genome]:
+        """Children of the best of `known`."""
         random = np.random.default_rng([self.seed, number])
+        tried = np.array(known)
+        objectives = np.array([results[genome] for genome in known], float)
+        parents = self._survivors(tried, objectives, self.population, random)
+        picked: list[Genome] = []
+        if self.screening:
+            picked = self._screened(parents, tried, objectives[:, 0], number, random)
 
         def breed() -> Genome:
-            # The better of two random parents, twice: both stand in order.
-            mother, father = (parents[random.integers(len(parents), size=2).min()] for _ in "ab")
-            return self._mutate(self._cross(mother, father, random), random)
+            return tuple(map(int, self._breed(parents, 1, number, random)[0]))
 
-        return self._fill(self.population, known, breed)
+        return picked + self.fill(self.children - len(picked), {*known, *picked}, breed)
 
-    def _fill(self, wanted: int, known: set[Genome], propose: Callable[[], Genome]) -> list[Genome]:
-        """`wanted` proposals that are not `known`; fewer where fewer schedules are left."""
-        wanted = min(wanted, self.space.size - len(known))
-        tries = TRIES_PER_CHILD * wanted
-        genomes: list[Genome] = []
-        while len(genomes) < wanted:
-            # A population that has converged may breed nothing new; the search must not hang.
-            genome = propose() if tries > 0 else self._first_unknown({*known, *genomes})
-            tries -= 1
-            if genome not in known and genome not in genomes:
-                genomes.append(genome)
-        return genomes
+    def _screened(
+        self,
+        parents: np.ndarray,
+        tried: np.ndarray,
+        distances: np.ndarray,
+        number: int,
+        random: np.random.Generator,
+    ) -> list[Genome]:
+        """New genomes that the surrogate expects to enlarge the front most."""
+        predict = Surrogate(self.space, tried, distances, self.proxy)
+
+        def objectives(genomes: np.ndarray, distances: np.ndarray) -> np.ndarray:
+            return np.stack([distances, self.space.relative_costs(genomes, self.costs)], axis=1)
+
+        bred, seen = parents, set(map(tuple, tried.tolist()))
+        candidates: dict[Genome, None] = {}
+        for _ in range(self.screening):
+            children = self._breed(bred, SCREENING_POPULATION, number, random)
+            new = map(tuple, children.tolist())
+            candidates.update(dict.fromkeys(genome for genome in new if genome not in seen))
+            pool = np.unique(np.concatenate([bred, children]), axis=0)
+            expected = objectives(pool, predict(pool))
+            bred = self._survivors(pool, expected, SCREENING_POPULATION, random)
+        genomes = [genome for genome in candidates if self.space.is_schedule(genome)]
+        if not genomes:
+            return []
+        expected = objectives(np.array(genomes), predict(np.array(genomes)))
+        picked = pick_by_hypervolume(expected, objectives(tried, distances), self.children)
+        return [genomes[index] for index in picked]
+
+    def _breed(
+        self, parents: np.ndarray, count: int, number: int, random: np.random.Generator
+    ) -> np.ndarray:
+        """Children (count, segments) of parents that stand best first."""
+        block = 2 ** max(0, self.refinements - (number - 1) // REFINE_EVERY)
+        # Segments that are not split yet move as one.
+        coarse = parents[:, ::block]
+        problem = Problem(n_var=coarse.shape[1], xl=0, xu=len(self.space.choices) - 1)
+        # The better of two random parents, twice for each pair: parents stand in order.
+        pairs = random.integers(len(coarse), size=((count + 1) // 2, 2, 2)).min(axis=2)
+        if problem.n_var > 1:
+            mated = Population.new(X=coarse)
+            children = self._crossover.do(problem, mated, pairs, random_state=random)
+        else:
+            children = Population.new(X=coarse[pairs.ravel()])
+        children = self._mutation.do(problem, children, inplace=False, random_state=random)
+        fine = np.repeat(children.get("X").astype(int), block, axis=1)
+        return fine[:count, : self.space.segments]
 
     def _survivors(
-        self, genomes: list[Genome], results: Mapping[Genome, Objectives], number: int
-    ) -> list[Genome]:
-        """The best `population` of `genomes`, by rank, then crowding."""
-        individuals = Population.new(
-            X=np.array(genomes), F=np.array([results[genome] for genome in genomes], float)
-        )
+        self, genomes: np.ndarray, objectives: np.ndarray, count: int, random: np.random.Generator
+    ) -> np.ndarray:
+        """The best `count`, by rank, then crowding, best first."""
+        individuals = Population.new(X=genomes, F=objectives)
         survivors = self._survival.do(
-            Problem(),
-            individuals,
-            n_survive=self.population,
-            random_state=np.random.default_rng([self.seed, number, 1]),
+            Problem(), individuals, n_survive=min(count, len(genomes)), random_state=random
         )
         ordered = sorted(survivors, key=lambda one: (one.get("rank"), -one.get("crowding")))
-        return [tuple(map(int, one.X)) for one in ordered]
+        return np.array([one.X for one in ordered])
 
-    def _random(self, random: np.random.Generator) -> Genome:
-        return tuple(map(int, random.integers(len(self.space.widths), size=self.space.segments)))
 
-    def _first_unknown(self, known: set[Genome]) -> Genome:
-        every = itertools.product(range(len(self.space.widths)), repeat=self.space.segments)
-        return next(genome for genome in every if genome not in known)
+class NeighbourMutation(Mutation):
+    """Moves each segment to a neighbouring width with probability `expected` / segments.
 
-    def _cross(self, mother: Genome, father: Genome, random: np.random.Generator) -> Genome:
-        """Two-point crossover: neighbouring segments stay together."""
-        first, last = np.sort(random.integers(self.space.segments + 1, size=2))
-        return (*mother[:first], *father[first:last], *mother[last:])
+    Widths are in order, so a neighbour is a small change; a random width is seldom an improvement.
 
-    def _mutate(self, genome: Genome, random: np.random.Generator) -> Genome:
-        """Each segment moves to a neighbouring width with probability `mutation` / segments."""
-        widest, narrowest = 0, len(self.space.widths) - 1
-        changes = random.random(len(genome)) < self.mutation / len(genome)
-        moves = random.choice([-1, 1], size=len(genome))
+    Args:
+        expected: number of segments that change, on average; all move where there are fewer.
+    """
+
+    def __init__(self, expected: float = 1.0) -> None:
+        super().__init__(prob=1.0)
+        self.expected = expected
+
+    def _do(self, problem: Problem, X: np.ndarray, random_state: np.random.Generator, **_: object):
+        lowest, highest = problem.xl, problem.xu
+        changes = random_state.random(X.shape) < self.expected / problem.n_var
+        moves = random_state.choice([-1, 1], size=X.shape)
         # At either end there is one neighbour only.
-        moves = np.where(np.equal(genome, widest), 1, moves)
-        moves = np.where(np.equal(genome, narrowest), -1, moves)
-        moved = np.clip(np.where(changes, genome + moves, genome), widest, narrowest)
-        return tuple(map(int, moved))
+        moves = np.where(lowest == X, 1, np.where(highest == X, -1, moves))
+        return np.clip(np.where(changes, X + moves, X), lowest, highest)

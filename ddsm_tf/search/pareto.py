@@ -46,18 +46,73 @@ def hypervolume(objectives: Sequence[Sequence[float]], reference: Sequence[float
     return float(HV(ref_point=np.asarray(reference, float))(np.asarray(objectives, float)))
 
 
+def hypervolume_gain(
+    points: np.ndarray, front: np.ndarray, reference: Sequence[float]
+) -> np.ndarray:
+    """By how much each point alone would enlarge the area that `front` beats, float (N,).
+
+    Args:
+        points: (N, 2); less is better.
+        front: (M, 2), dominated points allowed.
+        reference: (2,).
+    """
+    points = np.asarray(points, float)
+    order = np.lexsort((front[:, 0], front[:, 1]))
+    # A staircase over the second objective: from `left` to `right` the front is at `level`.
+    left = np.append(-np.inf, front[order, 1])
+    right = np.minimum(np.append(front[order, 1], np.inf), reference[1])
+    level = np.minimum.accumulate(np.append(reference[0], front[order, 0]))
+    length = np.maximum(right - np.maximum(left, points[:, 1:]), 0.0)
+    return (np.maximum(level - points[:, :1], 0.0) * length).sum(axis=1)
+
+
+def pick_by_hypervolume(points: np.ndarray, found: np.ndarray, count: int) -> list[int]:
+    """Indices of at most `count` points that enlarge what `found` beats, one after the other.
+
+    Args:
+        points: (N, 2) candidates; less is better.
+        found: (M, 2), what is there already; its worst values are the reference.
+        count: how many to pick; fewer where no other point adds anything.
+    """
+    reference, front = found.max(axis=0), found
+    picked: list[int] = []
+    while len(picked) < count:
+        gains = hypervolume_gain(points, front, reference)
+        best = int(gains.argmax())
+        if gains[best] <= 0.0:
+            break
+        picked.append(best)
+        front = np.concatenate([front, points[best : best + 1]])
+    return picked
+
+
 def pareto_entries(entries: Sequence[Entry], cost: str = "macs") -> list[Entry]:
-    """The non-dominated entries and every baseline, sorted by cost.
+    """The non-dominated entries and the best of every baseline, sorted by cost.
+
+    Of a kind of baseline (the name up to a colon) those are kept that no other of the kind
+    dominates; the uniform schedules all. A schedule that was measured twice is kept once.
 
     Args:
         entries: all that were measured.
         cost: which number is the cost beside `distance`.
     """
-    ranks = front_ranks([(entry["distance"], entry[cost]) for entry in entries])
-    kept = [
-        entry for entry, rank in zip(entries, ranks, strict=True) if not rank or "baseline" in entry
-    ]
-    return sorted(kept, key=lambda entry: (entry[cost], entry["distance"]))
+    kept: list[Entry] = []
+    kinds: dict[str, list[Entry]] = {"": list(entries)}
+    for entry in entries:
+        name = entry.get("baseline", "")
+        if name == "full" or name.startswith("uniform:"):
+            kept.append(entry)
+        elif name:
+            kinds.setdefault(name.split(":")[0], []).append(entry)
+    for some in kinds.values():
+        ranks = front_ranks([(entry["distance"], entry[cost]) for entry in some])
+        kept += [entry for entry, rank in zip(some, ranks, strict=True) if not rank]
+    # Names are kept over none: the first entry of a schedule wins.
+    unique: list[Entry] = []
+    for entry in sorted(kept, key=lambda entry: "baseline" not in entry):
+        if all(entry["schedule"] != other["schedule"] for other in unique):
+            unique.append(entry)
+    return sorted(unique, key=lambda entry: (entry[cost], entry["distance"]))
 
 
 def write_pareto(path: str | os.PathLike, entries: Sequence[Entry]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from ddsm_tf.errors import InputError, invalid
 from ddsm_tf.files import read_json, write_json
 from ddsm_tf.schedule import StepSchedule
 from ddsm_tf.search.evaluation import ScheduleEvaluator
-from ddsm_tf.search.evolution import Evolution
 from ddsm_tf.search.oracle import ScheduleOracle
 from ddsm_tf.search.pareto import Entry
 from ddsm_tf.search.space import Genome, ScheduleSpace
@@ -23,37 +22,73 @@ from ddsm_tf.search.tuner import ScheduleTuner
 MAX_CANDIDATES = 8
 
 
-def run_trials(
-    evolution: Evolution,
-    evaluate: ScheduleEvaluator,
-    *,
-    trials: int,
-    seed: int,
-    directory: str | os.PathLike,
-    on_trial: Callable[[], None] | None = None,
-) -> list[Entry]:
-    """Evolve schedules; trials that `directory` already holds are not run again.
+def trial_entries(oracle: ScheduleOracle, baselines: Mapping[Genome, str]) -> list[Entry]:
+    """An entry for each finished trial, in order, with all that was measured.
 
     Args:
-        evolution: proposes schedules.
+        oracle: holds the trials.
+        baselines: genome → name of those that are baselines.
+    """
+    entries = []
+    for trial in oracle.completed():
+        genome = oracle.genome(trial)
+        numbers = {
+            name: trial.metrics.get_best_value(name) for name in sorted(trial.metrics.metrics)
+        }
+        numbers.pop("multi_objective")
+        entry = {"schedule": oracle.schedule(trial).to_dict(), **numbers}
+        entries.append({**entry, "baseline": baselines[genome]} if genome in baselines else entry)
+    return entries
+
+
+def run_trials(
+    proposer: Any,
+    evaluate: Callable[[StepSchedule], dict[str, float]],
+    *,
+    trials: int,
+    directory: str | os.PathLike,
+    baselines: Mapping[Genome, str] | None = None,
+    fingerprint: str = "",
+    on_trial: Callable[[], None] | None = None,
+) -> list[Entry]:
+    """Run a search; trials that `directory` already holds are not run again.
+
+    Under Keras Tuner's environment variables this process is the chief, which hands trials out, or
+    a worker, which runs some of them.
+
+    Args:
+        proposer: proposes schedules, such as an `Evolution`.
         evaluate: measures one.
-        trials: how many in all, at least one a width, so that every baseline is among them.
-        seed: of the starting noise that all trials share.
+        trials: how many in all, at least one a width, so that the uniform ones are among them.
         directory: keeps the trials.
+        baselines: genome → name, for entries that are baselines.
+        fingerprint: of everything that decides what trials measure; workers must have the chief's.
         on_trial: called after each new trial.
 
     Returns:
-        An entry a trial, in order; baselines carry their name.
+        An entry a trial, in order; baselines carry their name. A worker's list is empty.
 
     Raises:
         InputError: `trials` is too small, or a kept trial is broken or of another search.
     """
-    check_trials(trials, evolution.space)
-    oracle = ScheduleOracle(evolution, trials)
-    tuner = ScheduleTuner(oracle, lambda schedule: evaluate(schedule, seed), directory, on_trial)
-    tuner.search()
-    baselines = baseline_names(evolution)
-    return [_entry(oracle, trial, baselines) for trial in oracle.completed()]
+    check_trials(trials, proposer.space)
+    oracle = ScheduleOracle(proposer, trials, fingerprint=fingerprint)
+    ScheduleTuner(oracle, evaluate, directory, on_trial).search()
+    return trial_entries(oracle, baselines or {})
+
+
+def finished_trials(
+    proposer: Any, directory: str | os.PathLike, baselines: Mapping[Genome, str]
+) -> list[Entry]:
+    """The trials that `directory` already holds, as `run_trials` returns them; none is run.
+
+    Raises:
+        InputError: a kept trial is broken or of another search.
+    """
+    oracle = ScheduleOracle(proposer, 1)
+    oracle._set_project_dir(str(directory), ScheduleTuner.PROJECT)
+    oracle.reload()
+    return trial_entries(oracle, baselines)
 
 
 def check_trials(trials: int, space: ScheduleSpace) -> int:
@@ -64,22 +99,10 @@ def check_trials(trials: int, space: ScheduleSpace) -> int:
     return trials
 
 
-def baseline_names(evolution: Evolution) -> dict[Genome, str]:
-    """Genomes that are baselines: "full", "uniform:W" and the first generation's "random"."""
-    space = evolution.space
-    names = dict.fromkeys(evolution.random_genomes(), "random")
-    names |= {space.uniform(width): f"uniform:{width:g}" for width in space.widths}
-    return names | {space.uniform(space.widths[0]): "full"}
-
-
-def _entry(oracle: ScheduleOracle, trial: Any, baselines: dict[Genome, str]) -> Entry:
-    genome = oracle.genome(trial)
-    numbers = {
-        name: trial.metrics.get_best_value(name)
-        for name in ("distance", "cost", "macs", "macs_fraction", "seconds")
-    }
-    entry = {"schedule": oracle.evolution.space.schedule(genome).to_dict(), **numbers}
-    return {**entry, "baseline": baselines[genome]} if genome in baselines else entry
+def uniform_names(space: ScheduleSpace) -> dict[Genome, str]:
+    """Genome → "full" or "uniform:W" of the uniform schedules."""
+    names = {space.uniform(width): f"uniform:{width:g}" for width in space.widths}
+    return {**names, space.uniform(space.widths[0]): "full"}
 
 
 @dataclass(frozen=True)
@@ -113,6 +136,7 @@ class Confirmer:
     Args:
         evaluate: measures a schedule.
         seeds: of the starting noise, at least two.
+        images: how many a seed.
         file: where measurements are kept; those already there are not made again.
         on_measured: called after each measurement.
     """
@@ -121,14 +145,16 @@ class Confirmer:
         self,
         evaluate: ScheduleEvaluator,
         seeds: Sequence[int],
+        images: int,
         file: str | os.PathLike,
         on_measured: Callable[[], None] | None = None,
     ) -> None:
         self.evaluate = evaluate
         self.seeds = tuple(seeds)
+        self.images = images
         self.file = Path(file)
         self.on_measured = on_measured
-        self._known = _read_measurements(self.file)
+        self.measurements = _read_measurements(self.file)
 
     def __call__(self, schedule: StepSchedule) -> Confirmation:
         """Measure a schedule from every seed."""
@@ -136,55 +162,94 @@ class Confirmer:
 
     def distance(self, schedule: StepSchedule, seed: int) -> float:
         """Measure a schedule from one seed."""
-        for known in self._known:
-            if known["seed"] == seed and known["schedule"] == schedule.to_dict():
+        what = {"schedule": schedule.to_dict(), "seed": seed, "images": self.images}
+        for known in self.measurements:
+            if all(known[key] == value for key, value in what.items()):
                 return known["distance"]
-        distance = self.evaluate(schedule, seed)["distance"]
-        self._known.append({"schedule": schedule.to_dict(), "seed": seed, "distance": distance})
-        write_json(self.file, self._known)
+        result = self.evaluate(schedule, seed, self.images)
+        self.measurements.append({**what, **{key: result[key] for key in _MEASURED}})
+        write_json(self.file, self.measurements)
         if self.on_measured:
             self.on_measured()
-        return distance
+        return result["distance"]
+
+
+_MEASURED = ("distance", "calls", "reused_calls", "full_calls", "reused_full_calls")
 
 
 def _read_measurements(file: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     known = read_json(file, argument="confirmations")
-    keys = {"schedule", "seed", "distance"}
+    keys = {"schedule", "seed", "images", *_MEASURED}
     if not isinstance(known, list) or any(not isinstance(m, dict) or set(m) != keys for m in known):
         raise InputError(f"confirmations {file}: must be a list of measurements; delete the file")
     return known
 
 
-def choose(entries: Sequence[Entry], confirm: Confirmer) -> tuple[Confirmation, Confirmation]:
-    """The cheapest schedule that is confirmed to be as good as full width.
+def choose(
+    entries: Sequence[Entry],
+    confirm: Confirmer,
+    *,
+    budget: float | None = None,
+    max_distance: float | None = None,
+) -> tuple[Confirmation, Confirmation]:
+    """Choose a schedule and confirm it on noise that the search has not seen.
 
-    As good means: over the confirming seeds its mean distance exceeds full width's by no more than
-    full width's own spread from seed to seed. Candidates are the entries whose distance is within
-    two spreads of full width's; at most eight are tried, spaced over the costs.
+    By default the cheapest that is as good as full width: its mean distance over the confirming
+    seeds exceeds full width's by no more than full width's own spread from seed to seed. At most
+    eight candidates are confirmed.
 
     Args:
         entries: the Pareto front and the baselines, sorted by cost, "full" among them.
         confirm: measures candidates.
+        budget: choose the best whose cost is at most this share of full width's instead.
+        max_distance: choose the cheapest whose mean distance is at most this instead.
 
     Returns:
-        Full width and the chosen schedule, which is full width where no other held.
+        Full width and the chosen schedule.
+
+    Raises:
+        InputError: no schedule holds to `budget` or `max_distance`.
     """
     full_entry = next(entry for entry in entries if entry.get("baseline") == "full")
     full = confirm(StepSchedule.from_dict(full_entry["schedule"]))
-    limit = full_entry["distance"] + 2.0 * full.spread
+    if budget is not None:
+        return full, _best_within(entries, confirm, budget, full_entry["cost"])
+    if max_distance is not None:
+        limit, slack = max_distance, full.mean - full_entry["distance"]
+    else:
+        # A distance grows with its own luck: the search's has another noise and number of images.
+        limit, slack = full.mean + full.spread, full.mean - full_entry["distance"]
     cheaper = [entry for entry in entries if entry["cost"] < full_entry["cost"]]
-    candidates = [entry for entry in cheaper if entry["distance"] <= limit]
-    for entry in spaced(candidates, MAX_CANDIDATES):
+    hopeful = [entry for entry in cheaper if entry["distance"] + slack <= limit + 2.0 * full.spread]
+    for entry in spaced(hopeful, MAX_CANDIDATES):
         schedule = StepSchedule.from_dict(entry["schedule"])
         # Distances from the same noise differ little by luck, so one seed weeds out the worst.
-        if confirm.distance(schedule, confirm.seeds[0]) > full.distances[0] + full.spread:
+        luck = full.distances[0] - full.mean
+        if confirm.distance(schedule, confirm.seeds[0]) - luck > limit + full.spread:
             continue
         candidate = confirm(schedule)
-        if candidate.mean <= full.mean + full.spread:
+        if candidate.mean <= limit:
             return full, candidate
+    if full.mean > limit:
+        rule = f"is below all that was found; full width has {full.mean:.4g}"
+        raise invalid("max_distance", max_distance, rule)
     return full, full
+
+
+def _best_within(
+    entries: Sequence[Entry], confirm: Confirmer, budget: float, full_cost: float
+) -> Confirmation:
+    """The best of the most hopeful entries within a budget."""
+    affordable = [entry for entry in entries if entry["cost"] <= budget * full_cost * (1 + 1e-9)]
+    if not affordable:
+        cheapest = min(entry["cost"] for entry in entries) / full_cost
+        raise invalid("budget", budget, f"is below the cheapest schedule's share ({cheapest:.3g})")
+    affordable.sort(key=lambda entry: entry["distance"])
+    schedules = [StepSchedule.from_dict(entry["schedule"]) for entry in affordable]
+    found = [confirm(schedule) for schedule in schedules[: MAX_CANDIDATES // 2]]
+    return min(found, key=lambda confirmation: confirmation.mean)
 
 
 def spaced(items: Sequence[Any], count: int) -> list[Any]:

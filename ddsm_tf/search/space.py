@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import string
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from ddsm_tf.schedule import StepSchedule
 
 Genome = tuple[int, ...]
 """For each segment, in sampling order, the index of its width; 0 is the widest."""
+
+SKIP = 0.0
+"""The width of a segment whose steps are left out."""
 
 _DIGITS = string.digits + string.ascii_lowercase
 
@@ -22,38 +26,94 @@ class ScheduleSpace:
     A genome is written as one text, a digit a segment: "0012" runs the first half of the steps at
     the widest width, the third quarter at the second, and the last at the third.
 
+    With `skips`, a segment may also have the width 0: its steps are left out, and the step before
+    reaches further. So the search picks timesteps as well as widths.
+
     Args:
         steps: timesteps and sampler of every schedule; its widths do not matter.
-        widths: the model's widths, at most 36.
+        widths: the model's widths, at most 35.
         segments: how many segments; more than there are steps means one a step.
+        skips: whether segments may be left out.
+
+    Attributes:
+        choices: what a segment can be: the widths, widest first, and `SKIP` last with `skips`.
 
     Raises:
         InputError: an argument breaks its rule.
     """
 
-    def __init__(self, steps: StepSchedule, widths: Sequence[float], segments: int) -> None:
+    def __init__(
+        self, steps: StepSchedule, widths: Sequence[float], segments: int, *, skips: bool = False
+    ) -> None:
         if segments < 1:
             raise invalid("segments", segments, "must be at least 1")
-        if not 1 <= len(widths) <= len(_DIGITS):
-            raise invalid("widths", tuple(widths), f"must be 1 to {len(_DIGITS)} widths")
+        if not 1 <= len(widths) < len(_DIGITS):
+            raise invalid("widths", tuple(widths), f"must be 1 to {len(_DIGITS) - 1} widths")
         self.steps = steps
         self.widths = tuple(sorted(widths, reverse=True))
+        self.choices = (*self.widths, SKIP) if skips else self.widths
         self.segments = min(segments, len(steps))
         parts = np.array_split(np.arange(len(steps)), self.segments)
-        self._segment_of_step = np.repeat(np.arange(self.segments), [len(part) for part in parts])
+        self.segment_lengths = tuple(len(part) for part in parts)
+        self._segment_of_step = np.repeat(np.arange(self.segments), self.segment_lengths)
+
+    @property
+    def skips(self) -> bool:
+        """Whether segments may be left out."""
+        return self.choices[-1] == SKIP
 
     @property
     def size(self) -> int:
         """How many schedules there are."""
-        return len(self.widths) ** self.segments
+        # One genome skips every step and is no schedule.
+        return len(self.choices) ** self.segments - int(self.skips)
+
+    @property
+    def branch_timesteps(self) -> frozenset[int]:
+        """The first timestep of each segment: where two schedules can part."""
+        firsts = np.cumsum((0, *self.segment_lengths[:-1]))
+        return frozenset(self.steps.timesteps[first] for first in firsts)
+
+    def is_schedule(self, genome: Genome) -> bool:
+        """Whether any step is left."""
+        return any(self.choices[index] != SKIP for index in genome)
 
     def schedule(self, genome: Genome) -> StepSchedule:
         """The schedule of a genome."""
-        return self.steps.with_widths(self.widths[genome[k]] for k in self._segment_of_step)
+        widths = [self.choices[genome[k]] for k in self._segment_of_step]
+        kept = [(t, w) for t, w in zip(self.steps.timesteps, widths, strict=True) if w != SKIP]
+        return self.steps.with_steps(*zip(*kept, strict=True))
+
+    def genomes(self) -> Iterator[Genome]:
+        """Every genome that is a schedule, widest first."""
+        every = itertools.product(range(len(self.choices)), repeat=self.segments)
+        return (genome for genome in every if self.is_schedule(genome))
+
+    def index(self, choice: float) -> int:
+        """The digit of a width or of `SKIP`.
+
+        Raises:
+            InputError: it is none of the space's choices.
+        """
+        if choice not in self.choices:
+            raise invalid("width", choice, f"must be one of {self.choices}")
+        return self.choices.index(choice)
 
     def uniform(self, width: float) -> Genome:
         """The genome that runs every step at `width`."""
-        return (self.widths.index(width),) * self.segments
+        return (self.index(width),) * self.segments
+
+    def ramp(self, first: float, second: float, switch: int) -> Genome:
+        """`first` for the first `switch` segments, then `second`."""
+        before, after = self.index(first), self.index(second)
+        return (before,) * switch + (after,) * (self.segments - switch)
+
+    def relative_costs(self, genomes: np.ndarray, cost_per_width: dict[float, float]) -> np.ndarray:
+        """Costs of genomes (N, segments) as shares of all steps at the widest width, (N,)."""
+        costs = np.array([{**cost_per_width, SKIP: 0.0}[choice] for choice in self.choices])
+        lengths = np.array(self.segment_lengths)
+        full = lengths.sum() * cost_per_width[self.widths[0]]
+        return costs[np.asarray(genomes, int)] @ lengths / full
 
     def to_text(self, genome: Genome) -> str:
         """One digit a segment."""
@@ -63,11 +123,11 @@ class ScheduleSpace:
         """Read what `to_text` wrote.
 
         Raises:
-            InputError: the text has another length or a digit without a width.
+            InputError: the text has another length or a digit without a width, or skips all steps.
         """
         genome = tuple(_DIGITS.find(digit) for digit in text)
-        valid = all(0 <= index < len(self.widths) for index in genome)
-        if len(genome) != self.segments or not valid:
-            rule = f"must be {self.segments} digits below {len(self.widths)}"
+        valid = all(0 <= index < len(self.choices) for index in genome)
+        if len(genome) != self.segments or not valid or not self.is_schedule(genome):
+            rule = f"must be {self.segments} digits below {len(self.choices)}"
             raise invalid("schedule", text, rule)
         return genome

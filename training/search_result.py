@@ -1,0 +1,103 @@
+"""What a search reports beside its front: noise, hypervolumes, calls (`search/result.json`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ddsm_tf.search import comparison
+from ddsm_tf.search.importance import ImportanceTable
+from ddsm_tf.search.pareto import Entry
+from ddsm_tf.search.search import Confirmation, Confirmer
+from ddsm_tf.training.search_problem import SearchProblem
+
+FLOOR_SAMPLES = 4
+
+
+def search_result(
+    problem: SearchProblem,
+    methods: Mapping[str, list[Entry]],
+    confirm: Confirmer,
+    full: Confirmation,
+    chosen: Confirmation,
+) -> dict[str, Any]:
+    """The content of `result.json`.
+
+    Args:
+        problem: what was searched.
+        methods: name → its trials.
+        confirm: holds what the confirmation measured.
+        full, chosen: confirmed.
+    """
+    every = [entry for entries in methods.values() for entry in entries]
+    reference = comparison.hypervolume_reference(every)
+    full_cost = reference[1]
+    fewest_calls = min(sum(map(comparison.all_calls, e)) for e in methods.values())
+    found = methods.get("nsga2", [])
+    others = [entry for entry in every if "baseline" in entry]
+    importance = problem.importance
+    spent = {name: _calls(entries) for name, entries in methods.items()}
+    spent["confirmation"] = _calls(confirm.measurements)
+    return {
+        "distance_name": problem.evaluate.distance.name,
+        "cost": problem.options.cost.partition(":")[0],
+        "chosen_distance": chosen.mean,
+        "chosen_spread": chosen.spread,
+        "full_distance": full.mean,
+        "full_spread": full.spread,
+        "floor": _floor(problem),
+        "images": problem.images,
+        "confirm_images": confirm.images,
+        "confirm_seeds": list(confirm.seeds),
+        "trials": [
+            {
+                "distance": entry["distance"],
+                "cost_fraction": entry["cost"] / full_cost,
+                "method": name,
+            }
+            for name, entries in methods.items()
+            for entry in entries
+        ],
+        "hypervolume": {
+            name: comparison.hypervolume_curve(entries, reference)
+            for name, entries in methods.items()
+        },
+        "equal_calls": {
+            "full_calls": fewest_calls,
+            "hypervolume": {
+                name: comparison.hypervolume_at_calls(entries, reference, fewest_calls)
+                for name, entries in methods.items()
+            },
+        },
+        "equal_cost": comparison.baselines_at_equal_cost(found, others),
+        "proxy_rank_correlation": comparison.proxy_correlation(
+            every, problem.effect, problem.base, problem.model.unet.widths
+        ),
+        "calls": {**spent, "importance": _importance_calls(importance, problem.macs)},
+    }
+
+
+def _calls(entries: list[dict[str, Any]]) -> dict[str, float]:
+    """Sums of calls over trials or confirmations."""
+    keys = ("calls", "reused_calls", "full_calls", "reused_full_calls")
+    return {key: sum(entry[key] for entry in entries) for key in keys}
+
+
+def _importance_calls(table: ImportanceTable, macs: Mapping[float, float]) -> dict[str, float]:
+    each = table.images * len(table.timesteps)
+    full = sum(each * macs[width] / macs[max(macs)] for width in table.widths)
+    calls = float(each * len(table.widths))
+    return {"calls": calls, "reused_calls": 0.0, "full_calls": full, "reused_full_calls": 0.0}
+
+
+def _floor(problem: SearchProblem) -> float:
+    """The distance of real images, as many as a trial has: no schedule can be expected below it."""
+    images = problem.run.load_data().images
+    distances = []
+    for sample in range(FLOOR_SAMPLES):
+        random = np.random.default_rng([problem.options.seed, sample])
+        rows = random.choice(len(images), size=min(problem.images, len(images)), replace=False)
+        distances.append(problem.evaluate.distance(images[rows]))
+    return float(np.mean(distances))
