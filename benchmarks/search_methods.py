@@ -4,14 +4,14 @@
 
 All methods measure schedules from the same starting noise, so a schedule that two of them try is
 sampled once; each is charged for it all the same. Writes `DIR/search_methods.json`, a table and a
-plot. The front of each method is also measured from noise that no search has seen.
+plot. Selection flatters what it selects, so the front of every method is also measured from noise
+that no search has seen. An interrupted comparison goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,9 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from ddsm_tf.cost import macs_per_width
-from ddsm_tf.errors import InputError
 from ddsm_tf.files import atomic_file, write_json
 from ddsm_tf.schedule import StepSchedule
-from ddsm_tf.search import Evolution, ScheduleEvaluator, ScheduleSpace
+from ddsm_tf.search import Evolution, ScheduleEvaluator, ScheduleSpace, comparison
 from ddsm_tf.search.baselines import (
     FixedSchedules,
     PaperSearch,
@@ -33,7 +32,8 @@ from ddsm_tf.search.baselines import (
     random_schedules,
 )
 from ddsm_tf.search.generations import Generations
-from ddsm_tf.search.pareto import front_ranks, hypervolume
+from ddsm_tf.search.pareto import Entry, front_ranks
+from ddsm_tf.search.search import uniform_names
 from ddsm_tf.training.evaluate import frechet_distance_of
 from ddsm_tf.training.importance import importance_of
 from ddsm_tf.training.run import Run
@@ -43,20 +43,22 @@ FRESH_SEED = 1000
 
 
 class Measurements:
-    """Results of schedules, kept in a file, so that an interrupted comparison goes on."""
+    """Results of schedules, kept in a file.
+
+    Args:
+        evaluate: measures a schedule.
+        file: JSON lines.
+    """
 
     def __init__(self, evaluate: ScheduleEvaluator, file: Path) -> None:
         self.evaluate = evaluate
         self.file = file
-        self._known: dict[str, dict[str, float]] = {}
-        if file.exists():
-            for line in file.read_text().splitlines():
-                entry = json.loads(line)
-                self._known[entry.pop("key")] = entry
+        lines = file.read_text().splitlines() if file.exists() else []
+        self._known = {entry.pop("key"): entry for entry in map(json.loads, lines)}
 
-    def __call__(self, schedule: StepSchedule, seed: int = 0) -> dict[str, float]:
+    def __call__(self, schedule: StepSchedule, seed: int) -> dict[str, float]:
         """Measure a schedule, or remember it."""
-        key = f"{seed} {' '.join(f'{w:g}' for w in schedule.widths)} {schedule.timesteps}"
+        key = f"{seed} {' '.join(f'{width:g}' for width in schedule.widths)}"
         if key not in self._known:
             self._known[key] = self.evaluate(schedule, seed)
             with self.file.open("a") as file:
@@ -64,67 +66,46 @@ class Measurements:
         return self._known[key]
 
 
-def run_method(
-    method: Generations, measure: Callable[[StepSchedule], dict[str, float]], trials: int
-) -> list[dict[str, Any]]:
+def run_method(method: Generations, measure: Measurements, trials: int) -> list[Entry]:
     """The trials of a method, in order."""
-    results, entries = {}, []
+    results, entries, names = {}, [], uniform_names(method.space)
     while len(results) < trials and (pending := method.pending(results)):
         for genome in pending[: trials - len(results)]:
             schedule = method.space.schedule(genome)
-            result = measure(schedule)
+            result = measure(schedule, 0)
             results[genome] = (result["distance"], result["cost"])
-            full_calls = result["full_calls"] + result["reused_full_calls"]
-            entries.append(
-                {
-                    "distance": result["distance"],
-                    "macs_fraction": result["macs_fraction"],
-                    "full_calls": full_calls,
-                    "schedule": schedule,
-                }
-            )
+            named = {"baseline": names[genome]} if genome in names else {}
+            entries.append({"schedule": schedule.to_dict(), **result, **named})
     return entries
-
-
-def points(entries: list[dict[str, Any]]) -> list[tuple[float, float]]:
-    """(distance, share of full MACs) of each."""
-    return [(entry["distance"], entry["macs_fraction"]) for entry in entries]
-
-
-def front(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The entries that no other beats, cheapest first."""
-    kept = [e for e, rank in zip(entries, front_ranks(points(entries)), strict=True) if not rank]
-    return sorted(kept, key=lambda entry: entry["macs_fraction"])
 
 
 def make_method(name: str, space: ScheduleSpace, seed: int, options: Any) -> Generations:
     """A method by name."""
-    macs, effect = options.macs, options.effect
-    proxy = importance_proxy(space, effect)
-    seeds = importance_genomes(space, proxy, macs, options.population // 2)
+    macs, proxy = options.macs, importance_proxy(space, options.effect)
+    uniform = list(uniform_names(space))
     if name == "nsga2":
+        room = options.population - len(uniform)
         return Evolution(
             space,
             options.population,
             seed,
             costs=macs,
             children=options.children,
-            seeds=seeds,
+            seeds=importance_genomes(space, proxy, macs, (room + 1) // 2),
             proxy=proxy,
         )
     if name == "nsga2-plain":
         return Evolution(space, options.population, seed, screening=0)
     if name == "importance":
-        uniform = [space.uniform(width) for width in space.widths]
-        return FixedSchedules(space, [*uniform, *importance_genomes(space, proxy, macs, 200)])
+        return FixedSchedules(space, [*uniform, *importance_genomes(space, proxy, macs, 400)])
     if name == "random":
-        return random_schedules(space, options.paper_trials, seed)
+        return random_schedules(space, options.baseline_trials, seed)
     if name == "ramps":
         return ramp_schedules(space)
     return PaperSearch(ScheduleSpace(space.steps, space.widths, len(space.steps)), seed)
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Run.open)
     parser.add_argument("-o", "--out", type=Path, required=True)
@@ -132,15 +113,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--segments", type=int, default=10)
     parser.add_argument("--images", type=int, default=512)
-    parser.add_argument("--trials", type=int, default=40)
-    parser.add_argument("--paper-trials", type=int, default=400)
-    parser.add_argument("--population", type=int, default=16)
+    parser.add_argument("--trials", type=int, default=40, help="of both kinds of nsga2")
+    parser.add_argument("--baseline-trials", type=int, default=400, help="of the other methods")
+    parser.add_argument("--population", type=int, default=13)
     parser.add_argument("--children", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--fresh", type=int, default=2, help="noise seeds that no search has seen")
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
+    return parser.parse_args()
 
+
+def main() -> None:
+    """Run the comparison."""
+    options = arguments()
+    options.out.mkdir(parents=True, exist_ok=True)
     run: Run = options.run
     model = run.load_model()
     options.macs = macs_per_width(model.unet)
@@ -157,13 +142,13 @@ def main() -> None:
         images=options.images,
     )
     measure = Measurements(evaluate, options.out / "measurements.jsonl")
-    searches: dict[str, list[list[dict[str, Any]]]] = {}
+    searches: dict[str, list[list[Entry]]] = {}
     for name in options.methods:
-        fixed = name in ("importance", "ramps")
-        trials = options.paper_trials if name in ("paper", "random", "ramps") else options.trials
+        trials = options.trials if name.startswith("nsga2") else options.baseline_trials
+        seeds = range(1 if name in ("importance", "ramps") else options.seeds)
         searches[name] = [
             run_method(make_method(name, space, seed, options), measure, trials)
-            for seed in tqdm(range(1 if fixed else options.seeds), name, disable=None)
+            for seed in tqdm(seeds, name, disable=None)
         ]
     result = summarise(searches, measure, options)
     write_json(options.out / "search_methods.json", result)
@@ -173,83 +158,85 @@ def main() -> None:
 
 
 def summarise(
-    searches: dict[str, list[list[dict[str, Any]]]], measure: Measurements, options: Any
+    searches: dict[str, list[list[Entry]]], measure: Measurements, options: Any
 ) -> dict[str, Any]:
-    """Hypervolumes, as shares of the box between the best of all and the worst uniform."""
+    """Hypervolume curves of every method and seed, and fronts on fresh noise."""
     every = [entry for runs in searches.values() for entries in runs for entry in entries]
-    uniform = [e for e in every if len(set(e["schedule"].widths)) == 1]
-    if not uniform:
-        raise InputError("`--methods` must hold one that tries the uniform schedules")
-    reference = np.max(points(uniform), axis=0)
-    ideal = np.min(points(every), axis=0)
-    box = float(np.prod(reference - ideal))
-    methods = {}
-    for name, runs in searches.items():
-        counts = [n for n in (10, 20, 40, 80, 160, 400, 1000) if n <= len(runs[0])]
-        counts = sorted({*counts, len(runs[0])})
-        methods[name] = {
-            "trials": [
-                {
-                    "count": count,
-                    "hypervolume": [
-                        hypervolume(points(entries[:count]), reference) / box for entries in runs
-                    ],
-                    "full_calls": [
-                        sum(entry["full_calls"] for entry in entries[:count]) for entries in runs
-                    ],
-                }
-                for count in counts
-            ],
-            "fresh_hypervolume": [
-                fresh_hypervolume(entries[: options.trials], measure, options.fresh, reference, box)
-                for entries in runs
-            ],
-            "front": [
-                {**entry, "schedule": entry["schedule"].to_dict()} for entry in front(runs[0])
-            ],
-        }
+    reference = comparison.hypervolume_reference(every)
+    spent = measure.evaluate.sampler
+    main_runs = searches.get("nsga2", [])
     return {
-        "run": str(options.run.config.preset),
+        "preset": options.run.config.preset,
+        "training_steps": options.run.config.steps,
         "steps": options.steps,
         "segments": options.segments,
         "images": options.images,
         "reference": reference.tolist(),
-        "ideal": ideal.tolist(),
-        "methods": methods,
+        "calls": {"made": spent.calls.total(), "reused": spent.reused_calls.total()},
+        "proxy_rank_correlation": comparison.proxy_correlation(
+            every,
+            options.effect,
+            options.run.schedule("full", steps=options.steps),
+            list(options.macs),
+        ),
+        "equal_cost": {
+            name: [
+                comparison.baselines_at_equal_cost(
+                    found, [{**entry, "baseline": name} for entry in runs[0]]
+                )[name]
+                for found in main_runs
+            ]
+            for name, runs in searches.items()
+            if name != "nsga2"
+        },
+        "methods": {
+            name: {
+                "curves": [comparison.hypervolume_curve(entries, reference) for entries in runs],
+                "fresh": [
+                    fresh_hypervolume(entries, measure, options.fresh, reference)
+                    for entries in runs
+                ],
+                "front": front(runs[0]),
+            }
+            for name, runs in searches.items()
+        },
     }
 
 
+def front(entries: list[Entry]) -> list[Entry]:
+    """The entries that no other beats, cheapest first."""
+    ranks = front_ranks(comparison.points(entries))
+    kept = [entry for entry, rank in zip(entries, ranks, strict=True) if not rank]
+    return sorted(kept, key=lambda entry: entry["cost"])
+
+
 def fresh_hypervolume(
-    entries: list[dict[str, Any]],
-    measure: Measurements,
-    seeds: int,
-    reference: np.ndarray,
-    box: float,
+    entries: list[Entry], measure: Measurements, seeds: int, reference: np.ndarray
 ) -> float | None:
-    """Hypervolume of a front as measured from other noise: selection cannot flatter it."""
+    """Hypervolume of a front as measured from other noise."""
     if not seeds:
         return None
     fresh = []
     for entry in front(entries):
-        found = [measure(entry["schedule"], FRESH_SEED + seed)["distance"] for seed in range(seeds)]
-        fresh.append((float(np.mean(found)), entry["macs_fraction"]))
-    return hypervolume(fresh, reference) / box
+        schedule = StepSchedule.from_dict(entry["schedule"])
+        found = [measure(schedule, FRESH_SEED + seed)["distance"] for seed in range(seeds)]
+        fresh.append({"distance": float(np.mean(found)), "cost": entry["cost"]})
+    return comparison.hypervolume_share(fresh, reference)
 
 
 def table(result: dict[str, Any]) -> str:
     """Markdown."""
     lines = [
-        "| method | trials | full-width calls | hypervolume | on fresh noise |",
+        "| method | trials | calls at full width | hypervolume | its front on fresh noise |",
         "|---|---|---|---|---|",
     ]
     for name, method in result["methods"].items():
-        for row in method["trials"]:
-            last = row is method["trials"][-1]
-            fresh = _mean(method["fresh_hypervolume"]) if last else ""
-            lines.append(
-                f"| {name} | {row['count']} | {np.mean(row['full_calls']):,.0f} | "
-                f"{_mean(row['hypervolume'])} | {fresh} |"
-            )
+        for points in zip(*method["curves"], strict=False):
+            last = points[0] is method["curves"][0][-1]
+            calls = np.mean([point["full_calls"] for point in points])
+            found = _mean([point["hypervolume"] for point in points])
+            fresh = _mean(method["fresh"]) if last else ""
+            lines.append(f"| {name} | {points[0]['trials']} | {calls:,.0f} | {found} | {fresh} |")
     return "\n".join(lines)
 
 
@@ -262,12 +249,13 @@ def _mean(values: list[float | None]) -> str:
 
 
 def plot(result: dict[str, Any]) -> Figure:
-    """Left: hypervolume over trials. Right: the fronts of the first seed."""
+    """Left: hypervolume over trials, the band from seed to seed. Right: fronts of one seed."""
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name, method in result["methods"].items():
-        counts = [row["count"] for row in method["trials"]]
-        values = np.array([row["hypervolume"] for row in method["trials"]])
+        rows = list(zip(*method["curves"], strict=False))
+        counts = [points[0]["trials"] for points in rows]
+        values = np.array([[point["hypervolume"] for point in points] for points in rows])
         line = left.plot(counts, values.mean(axis=1), "o-", label=name)[0]
         left.fill_between(
             counts, values.min(axis=1), values.max(axis=1), alpha=0.2, color=line.get_color()

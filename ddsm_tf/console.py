@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from ddsm_tf.errors import InputError, MissingExtraError
+from ddsm_tf.errors import ForeseenFailure, InputError, MissingExtraError
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -18,7 +18,7 @@ def run_safely(program: str, action: Callable[[], int]) -> int:
         return action()
     except InputError as error:
         return say(program, str(error), BAD_INPUT)
-    except MissingExtraError as error:
+    except (ForeseenFailure, MissingExtraError) as error:
         return say(program, str(error), FAILED)
     except KeyboardInterrupt as error:
         return say(program, str(error) or "interrupted", INTERRUPTED)

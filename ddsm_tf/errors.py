@@ -7,6 +7,10 @@ class InputError(ValueError):
     """Bad input. The message names the argument, its value, the rule and the remedy."""
 
 
+class ForeseenFailure(RuntimeError):
+    """Something outside failed, not the input. The message is whole: what happened, the remedy."""
+
+
 class MissingExtraError(ImportError):
     """An optional dependency is absent. The message names the pip command that brings it."""
 

@@ -170,6 +170,13 @@ def test_the_least_recently_used_state_makes_room():
     assert sum(x.nbytes for x in sampler._states.values()) == sampler._bytes == 2 * 4 * STATE
 
 
+def test_a_state_that_is_too_large_drives_out_no_other():
+    sampler = make_sampler(max_bytes=2 * STATE)
+    assert reused_steps(sampler, two_steps(1.0), count=2) == 0
+    assert reused_steps(sampler, two_steps(1.0), count=3) == 0
+    assert reused_steps(sampler, two_steps(1.0), count=2) == 1
+
+
 def test_a_long_trajectory_never_takes_more_than_its_room():
     sampler = make_sampler(max_bytes=3 * STATE)
     # Four states, of which the first makes room.

@@ -160,6 +160,13 @@ def test_finished_trials_are_read_and_none_is_run(tmp_path):
     assert finished_trials(make_evolution(), tmp_path / "nothing", {}) == []
 
 
+def test_a_chief_with_nothing_left_to_hand_out_waits_for_nobody(tmp_path, monkeypatch):
+    entries = run_trials(make_evolution(), evaluate, trials=9, directory=tmp_path)
+    for name, value in (("TUNER_ID", "chief"), ("ORACLE_IP", "127.0.0.1"), ("ORACLE_PORT", "1")):
+        monkeypatch.setenv(f"KERASTUNER_{name}", value)
+    assert run_trials(make_evolution(), evaluate, trials=9, directory=tmp_path) == entries
+
+
 def test_a_broken_trial_file_is_named(tmp_path):
     evolution = make_evolution()
     run_trials(evolution, evaluate, trials=4, directory=tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 
@@ -10,3 +11,9 @@ def progress_bar(total: int, label: str, *, initial: int = 0) -> Any:
     from tqdm import tqdm
 
     return tqdm(total=total, desc=label, initial=initial, disable=None, dynamic_ncols=True)
+
+
+def announce(text: str) -> None:
+    """A line on stderr, where that is a terminal: what is being waited for."""
+    if sys.stderr.isatty():
+        print(text, file=sys.stderr)

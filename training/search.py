@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Mapping
 from typing import Any
 
 from ddsm_tf.cost import schedule_cost
 from ddsm_tf.errors import InputError, invalid
 from ddsm_tf.files import atomic_file, read_json, write_json
-from ddsm_tf.search.distribution import START_TIMEOUT, role
+from ddsm_tf.search.distribution import Role
 from ddsm_tf.search.pareto import Entry, pareto_entries, write_pareto
 from ddsm_tf.search.search import Confirmation, Confirmer, choose, finished_trials, run_trials
 from ddsm_tf.training.plots import search_figures, to_png
-from ddsm_tf.training.progress import progress_bar
+from ddsm_tf.training.progress import announce, progress_bar
 from ddsm_tf.training.run import Run
 from ddsm_tf.training.search_problem import METHODS, SearchOptions, SearchProblem
 from ddsm_tf.training.search_result import search_result
@@ -38,7 +37,7 @@ def search_run(run: Run, options: SearchOptions | None = None, *, resume: bool =
         InputError: there are no weights, a search is there already, or it had other settings.
     """
     options = options or SearchOptions()
-    if role() == "worker":
+    if Role.from_environment() is Role.WORKER:
         return _work(run, options)
     check_new_or_resumed(run, options.method, resume)
     problem = SearchProblem(run, options)
@@ -51,12 +50,8 @@ def _work(run: Run, options: SearchOptions) -> str:
     """Run trials of the chief's search, on its run folder or a copy."""
     problem = SearchProblem(run, options)
     # The chief writes them last: everything that trials need is there by then.
-    started = time.monotonic()
-    while not problem.settings_path.exists():
-        if time.monotonic() - started > START_TIMEOUT:
-            rule = "is missing; start the chief on this folder, or copy the chief's run folder"
-            raise invalid("RUN", str(problem.settings_path), rule)
-        time.sleep(1.0)
+    announce("waiting for the chief")
+    Role.WORKER.wait_for(problem.settings_path)
     _run_trials(problem, _check_settings(problem, _read_settings(problem)))
     return "the chief has no more trials"
 

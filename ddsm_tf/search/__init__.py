@@ -2,6 +2,7 @@
 
 from ddsm_tf.search.allocation import allocate
 from ddsm_tf.search.baselines import PaperSearch
+from ddsm_tf.search.distribution import ChiefLost
 from ddsm_tf.search.evaluation import ScheduleEvaluator
 from ddsm_tf.search.evolution import Evolution
 from ddsm_tf.search.generations import Generations
@@ -13,6 +14,7 @@ from ddsm_tf.search.space import ScheduleSpace
 from ddsm_tf.search.tuner import ScheduleTuner
 
 __all__ = [
+    "ChiefLost",
     "Confirmation",
     "Confirmer",
     "Evolution",

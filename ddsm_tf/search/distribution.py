@@ -27,7 +27,7 @@ from keras_tuner.engine import trial as trial_module
 from keras_tuner.src import protos
 from keras_tuner.src.distribute import oracle_client
 
-from ddsm_tf.errors import invalid
+from ddsm_tf.errors import ForeseenFailure, invalid
 from ddsm_tf.search.oracle import FINGERPRINT, ScheduleOracle
 
 IP, PORT, TUNER_ID = "KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT", "KERASTUNER_TUNER_ID"
@@ -52,10 +52,10 @@ _GONE = (
 )
 
 
-class ChiefLost(keras_tuner.errors.FatalRuntimeError):
+class ChiefLost(ForeseenFailure, keras_tuner.errors.FatalRuntimeError):
     """The chief no longer answers. The message names its address and the remedy.
 
-    It is a `RuntimeError`, and one that Keras Tuner does not take for a failed trial.
+    It is an error that Keras Tuner does not take for a failed trial.
     """
 
 

@@ -132,6 +132,10 @@ class ScheduleOracle(keras_tuner.Oracle):
             return {"status": _Status.RUNNING, "values": {PARAMETER: text}}
         return {"status": _Status.IDLE if pending else _Status.STOPPED}
 
+    def is_finished(self) -> bool:
+        """Whether there is nothing left to run."""
+        return len(self.completed()) >= self.max_trials or not self._pending()
+
     def _pending(self) -> list[Genome]:
         """What the proposer says to the results; idle workers ask many times for the same."""
         results = self.results()

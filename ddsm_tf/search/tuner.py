@@ -80,6 +80,9 @@ class ScheduleTuner(base_tuner.BaseTuner):
             ChiefLost: this worker's chief does not answer.
             Exception: whatever `evaluate` raises ends the search; finished trials are kept.
         """
+        if self.role is Role.CHIEF and self.oracle.is_finished():
+            # Keras Tuner's chief would wait for a worker to ask.
+            return
         try:
             with self._serving():
                 super().search(*args, verbose=0, **kwargs)

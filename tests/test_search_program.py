@@ -1,0 +1,220 @@
+"""`ddsm search` and `ddsm importance` on a trained run: resume, methods, choice, workers."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import run_command
+
+from ddsm_tf.errors import InputError
+from ddsm_tf.schedule import StepSchedule
+from ddsm_tf.search import ImportanceTable, read_pareto
+
+CLI = "ddsm_tf.cli"
+# Fourteen of the sixteen schedules of four segments at two widths.
+SEARCH = ["--segments", "4", "--trials", "14"]
+
+
+def search_command(run, *more):
+    return [sys.executable, "-m", CLI, "search", str(run), *SEARCH, *more]
+
+
+def completed(run):
+    """How many trials have finished."""
+    files = (run / "search" / "trials").glob("trial_*/trial.json")
+    return sum('"status": "COMPLETED"' in file.read_text() for file in files)
+
+
+def copy_of(prepared, out):
+    """A run whose measured seconds are those of `prepared`: they differ from one to the next."""
+    run = shutil.copytree(prepared, out)
+    seconds = (run / "search" / "step_seconds.json").read_bytes()
+    shutil.rmtree(run / "search")
+    (run / "search").mkdir()
+    (run / "search" / "step_seconds.json").write_bytes(seconds)
+    (run / "schedule.json").unlink()
+    return run
+
+
+@pytest.fixture(scope="module")
+def searched(tiny_run, tmp_path_factory):
+    """A run after a search of 14 trials; do not change it."""
+    run = shutil.copytree(tiny_run, tmp_path_factory.mktemp("searched") / "run")
+    done = subprocess.run(search_command(run), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "14 trials; chosen: " in done.stdout and "UNet calls at full width" in done.stdout
+    return run
+
+
+def kill_after(run, trials):
+    """Search, and kill -9 when so many trials have finished."""
+    process = subprocess.Popen(search_command(run, "--resume"), stderr=subprocess.DEVNULL)
+    while completed(run) < trials:
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.parametrize(
+    "kills", [(5,), pytest.param((1, 3, 7, 8, 12), marks=pytest.mark.slow)], ids=len
+)
+def test_a_search_that_is_killed_ends_with_the_same_front(searched, tmp_path, kills):
+    run = copy_of(searched, tmp_path / "run")
+    for trials in kills:
+        kill_after(run, trials)
+    done = subprocess.run(search_command(run, "--resume"), capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for name in ("search/pareto.json", "schedule.json"):
+        assert (run / name).read_bytes() == (searched / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_chief_and_three_workers_find_the_front_of_one_process(searched, tmp_path):
+    run = copy_of(searched, tmp_path / "run")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    common = {"KERASTUNER_ORACLE_IP": "127.0.0.1", "KERASTUNER_ORACLE_PORT": str(port)}
+
+    def start(name):
+        environment = {**os.environ, **common, "KERASTUNER_TUNER_ID": name}
+        return subprocess.Popen(search_command(run), env=environment)
+
+    chief, *workers = [start(name) for name in ("chief", "worker1", "worker2", "worker3")]
+    while completed(run) < 3:
+        assert chief.poll() is None
+        time.sleep(0.005)
+    workers[0].send_signal(signal.SIGKILL)
+    assert [worker.wait(timeout=200) for worker in workers[1:]] == [0, 0]
+    assert chief.wait(timeout=200) == 0
+    assert (run / "search/pareto.json").read_bytes() == (
+        searched / "search/pareto.json"
+    ).read_bytes()
+
+
+def test_what_a_search_spent_and_found_is_reported(searched):
+    result = json.loads((searched / "search" / "result.json").read_text())
+    steps, images, config = 4, 32, json.loads((searched / "config.json").read_text())
+    nsga2, importance = result["calls"]["nsga2"], result["calls"]["importance"]
+    assert nsga2["calls"] + nsga2["reused_calls"] == 14 * steps * images
+    assert nsga2["reused_calls"] > 0
+    assert nsga2["full_calls"] < nsga2["calls"]
+    table = ImportanceTable.load(searched / "importance.json")
+    assert table.images == min(config["held_out_images"], 1797 // 10) == 179
+    assert importance["calls"] == 179 * 50 * 2
+    # Full width is confirmed, from four seeds of twice the images.
+    confirmed = result["calls"]["confirmation"]
+    assert (confirmed["calls"] + confirmed["reused_calls"]) % (steps * 2 * images) == 0
+    assert result["confirm_images"] == 2 * images
+    curve = [point["hypervolume"] for point in result["hypervolume"]["nsga2"]]
+    assert curve == sorted(curve) and 0 < curve[-1] < 1
+    assert -1 <= result["proxy_rank_correlation"] <= 1
+    assert 0 < result["floor"] < result["full_distance"]
+
+
+def test_other_methods_join_the_front_and_the_comparison(searched, tmp_path):
+    run = shutil.copytree(searched, tmp_path / "run")
+    for method in ("random", "paper"):
+        options = ["--method", method, "--segments", 4, "--trials", 8]
+        done = run_command(CLI, "search", run, *options)
+        assert done.returncode == 0, done.stderr
+    refused = run_command(CLI, "search", run, "--method", "paper", "--segments", 4, "--trials", 8)
+    assert refused.returncode == 2 and "--resume" in refused.stderr
+    result = json.loads((run / "search" / "result.json").read_text())
+    assert [len(curve) > 0 for curve in result["hypervolume"].values()] == [True] * 3
+    assert set(result["hypervolume"]) == set(result["equal_calls"]["hypervolume"])
+    assert len(result["trials"]) == 14 + 8 + 8
+    entries = read_pareto(run / "search" / "pareto.json")
+    schedules = [json.dumps(entry["schedule"]) for entry in entries]
+    assert len(set(schedules)) == len(schedules)
+    before = {json.dumps(e["schedule"]) for e in read_pareto(searched / "search" / "pareto.json")}
+    assert before & set(schedules)
+    report = run_command(CLI, "report", run)
+    assert report.returncode == 0, report.stderr
+    page = (run / "report.html").read_text()
+    assert "Search methods" in page and "<td>paper</td>" in page and "Hypervolume against" in page
+
+
+def test_a_budget_and_a_greatest_distance_choose_other_schedules(searched, tmp_path):
+    run = shutil.copytree(searched, tmp_path / "run")
+    done = subprocess.run(search_command(run, "--resume", "--budget", "0.4"), check=False)
+    assert done.returncode == 0
+    widths = StepSchedule.load(run / "schedule.json").widths
+    full = next(e for e in read_pareto(run / "search/pareto.json") if e.get("baseline") == "full")
+    narrow = next(e for e in read_pareto(run / "search/pareto.json") if e["macs_fraction"] < 0.4)
+    fraction = (widths.count(1.0) + widths.count(0.5) * _share(searched)) / 4
+    assert fraction <= 0.4 and narrow["macs"] < full["macs"]
+    far = ["--resume", "--max-distance", "0.001"]
+    done = subprocess.run(search_command(run, *far), capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "`max_distance` (=0.001)" in done.stderr
+
+
+def _share(run):
+    """MACs of a step at width 0.5 over those at full width."""
+    entries = read_pareto(run / "search" / "pareto.json")
+    return next(e for e in entries if e.get("baseline") == "uniform:0.5")["macs_fraction"]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--method", "magic"], "`--method` (='magic') must be one of nsga2"),
+        (["--budget", "1.5"], "`--budget` (=1.5) must lie in (0, 1]"),
+        (["--budget", "0.5", "--max-distance", "3"], "exclude each other"),
+        (["--max-distance", "-1"], "`--max-distance` (=-1.0)"),
+        (["--cost", "joules"], "`--cost` (='joules')"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_measured(tiny_run, options, named):
+    done = run_command(CLI, "search", tiny_run, *options)
+    assert done.returncode == 2 and named in done.stderr and done.stderr.count("\n") == 1
+    assert not (tiny_run / "search").exists()
+
+
+def test_importance_writes_its_table_and_schedules(searched, tmp_path):
+    run = shutil.copytree(searched, tmp_path / "run")
+    options = [
+        "--budget",
+        0.5,
+        "--budget",
+        0.9,
+        "--steps",
+        20,
+        "--min-run",
+        4,
+        "-o",
+        tmp_path / "s",
+    ]
+    done = run_command(CLI, "importance", run, *options)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 3 and str(run / "importance.json") in done.stdout
+    # It was there already, of the same weights.
+    assert (run / "importance.json").read_bytes() == (searched / "importance.json").read_bytes()
+    half, most = (StepSchedule.load(tmp_path / "s" / f"budget_{b}.json") for b in (0.5, 0.9))
+    assert len(half) == len(most) == 20
+    assert half.widths.count(0.5) > most.widths.count(0.5) > 0
+    assert all(steps >= 4 for _, steps in half.segments() + most.segments())
+
+
+def test_a_table_of_other_weights_is_measured_again(searched, tmp_path):
+    from ddsm_tf.training.importance import importance_of
+    from ddsm_tf.training.run import Run
+
+    run = Run.open(shutil.copytree(searched, tmp_path / "run"))
+    model = run.load_model()
+    before = importance_of(run, model)
+    variable = model.unet.trainable_variables[-1]
+    variable.assign(variable + 0.1)
+    after = importance_of(run, model)
+    assert after.weights != before.weights
+    assert not np.allclose(after.error, before.error, rtol=1e-4)
+    run.importance_path.write_text("{}")
+    with pytest.raises(InputError, match="delete it to measure again"):
+        importance_of(run, model)
