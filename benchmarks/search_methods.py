@@ -99,7 +99,7 @@ def make_method(name: str, space: ScheduleSpace, seed: int, options: Any) -> Gen
     if name == "importance":
         return FixedSchedules(space, [*uniform, *importance_genomes(space, proxy, macs, 400)])
     if name == "random":
-        return random_schedules(space, options.baseline_trials, seed)
+        return random_schedules(space, options.trials, seed)
     if name == "ramps":
         return ramp_schedules(space)
     return PaperSearch(ScheduleSpace(space.steps, space.widths, len(space.steps)), seed)
@@ -113,8 +113,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--segments", type=int, default=10)
     parser.add_argument("--images", type=int, default=512)
-    parser.add_argument("--trials", type=int, default=40, help="of both kinds of nsga2")
-    parser.add_argument("--baseline-trials", type=int, default=400, help="of the other methods")
+    parser.add_argument("--trials", type=int, default=40, help="of both kinds of nsga2 and random")
+    parser.add_argument("--paper-trials", type=int, default=400, help="of the paper's search")
     parser.add_argument("--population", type=int, default=13)
     parser.add_argument("--children", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=3)
@@ -144,8 +144,10 @@ def main() -> None:
     measure = Measurements(evaluate, options.out / "measurements.jsonl")
     searches: dict[str, list[list[Entry]]] = {}
     for name in options.methods:
-        trials = options.trials if name.startswith("nsga2") else options.baseline_trials
-        seeds = range(1 if name in ("importance", "ramps") else options.seeds)
+        # The lists of fixed schedules are tried to their end.
+        is_fixed = name in ("importance", "ramps")
+        trials = options.paper_trials if name == "paper" or is_fixed else options.trials
+        seeds = range(1 if is_fixed else options.seeds)
         searches[name] = [
             run_method(make_method(name, space, seed, options), measure, trials)
             for seed in tqdm(seeds, name, disable=None)

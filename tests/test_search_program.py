@@ -131,6 +131,11 @@ def test_other_methods_join_the_front_and_the_comparison(searched, tmp_path):
     assert [len(curve) > 0 for curve in result["hypervolume"].values()] == [True] * 3
     assert set(result["hypervolume"]) == set(result["equal_calls"]["hypervolume"])
     assert len(result["trials"]) == 14 + 8 + 8
+    # A schedule that another method has tried costs nothing: both uniform ones at least.
+    for method in ("random", "paper"):
+        spent = result["calls"][method]
+        assert spent["calls"] + spent["reused_calls"] == 8 * 4 * 32
+        assert spent["reused_calls"] >= 2 * 4 * 32
     entries = read_pareto(run / "search" / "pareto.json")
     schedules = [json.dumps(entry["schedule"]) for entry in entries]
     assert len(set(schedules)) == len(schedules)

@@ -81,8 +81,8 @@ class RunConfig:
     seed: int = 0
     sampling_steps: int = 50
     search_segments: int = 10
-    search_trials: int = 200
-    search_images: int = 2048
+    search_trials: int = 48
+    search_images: int = 1024
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

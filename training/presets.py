@@ -30,8 +30,8 @@ DIGITS = RunConfig(
     sample_every=600,
     sampling_steps=25,
     search_segments=5,
-    search_trials=24,
-    search_images=768,
+    search_trials=32,
+    search_images=512,
 )
 
 FASHION_MNIST = RunConfig(
@@ -52,7 +52,7 @@ FASHION_MNIST = RunConfig(
     horizontal_flip=True,
     checkpoint_every=500,
     sample_every=1000,
-    search_trials=150,
+    search_trials=48,
     search_images=1024,
 )
 
@@ -73,8 +73,8 @@ CIFAR10 = RunConfig(
     log_every=100,
     sample_every=5000,
     search_segments=20,
-    search_trials=500,
-    search_images=4096,
+    search_trials=60,
+    search_images=1024,
 )
 
 PRESETS = {preset.preset: preset for preset in (DIGITS, FASHION_MNIST, CIFAR10)}

@@ -10,6 +10,7 @@ from typing import Any
 from ddsm_tf.cost import schedule_cost
 from ddsm_tf.errors import InputError, invalid
 from ddsm_tf.files import atomic_file, read_json, write_json
+from ddsm_tf.schedule import StepSchedule
 from ddsm_tf.search.distribution import Role
 from ddsm_tf.search.pareto import Entry, pareto_entries, write_pareto
 from ddsm_tf.search.search import Confirmation, Confirmer, choose, finished_trials, run_trials
@@ -99,18 +100,54 @@ def _run_trials(problem: SearchProblem, settings: Mapping[str, Any]) -> list[Ent
     kept = settings["methods"].get(method) or problem.method_settings()
     proposer = problem.proposer(method, kept)
     folder = problem.run.method_path(method)
+    known = _known_results(problem, settings)
     done = len(list((folder / "trials").glob("trial_*")))
     total = min(problem.trials, proposer.space.size)
     with progress_bar(total, f"search ({method})", initial=done) as bar:
         return run_trials(
             proposer,
-            lambda schedule: problem.evaluate(schedule, problem.options.seed),
+            lambda schedule: (
+                _recalled(known[schedule])
+                if schedule in known
+                else problem.evaluate(schedule, problem.options.seed)
+            ),
             trials=problem.trials,
             directory=folder,
             baselines=problem.baselines(method, proposer),
             fingerprint=_fingerprint(problem, method),
             on_trial=bar.update,
         )
+
+
+def _other_methods(problem: SearchProblem, settings: Mapping[str, Any]) -> dict[str, list[Entry]]:
+    """The finished trials of every method but this one."""
+    found = {}
+    for method, kept in settings["methods"].items():
+        if method != problem.options.method:
+            proposer = problem.proposer(method, kept)
+            names = problem.baselines(method, proposer)
+            found[method] = finished_trials(proposer, problem.run.method_path(method), names)
+    return found
+
+
+def _known_results(
+    problem: SearchProblem, settings: Mapping[str, Any]
+) -> dict[StepSchedule, Entry]:
+    """What other methods have measured already: no schedule costs a second evaluation."""
+    every = [entry for some in _other_methods(problem, settings).values() for entry in some]
+    return {StepSchedule.from_dict(entry["schedule"]): entry for entry in every}
+
+
+def _recalled(entry: Entry) -> dict[str, float]:
+    """The numbers of a known result, whose calls were all saved."""
+    numbers = {key: value for key, value in entry.items() if key not in ("schedule", "baseline")}
+    return {
+        **numbers,
+        "calls": 0.0,
+        "reused_calls": entry["calls"] + entry["reused_calls"],
+        "full_calls": 0.0,
+        "reused_full_calls": entry["full_calls"] + entry["reused_full_calls"],
+    }
 
 
 def _fingerprint(problem: SearchProblem, method: str) -> str:
@@ -122,12 +159,7 @@ def _fingerprint(problem: SearchProblem, method: str) -> str:
 def _finish(problem: SearchProblem, entries: list[Entry], settings: Mapping[str, Any]) -> str:
     """Choose among the trials of every method, confirm, and write what was found."""
     run, options, folder = problem.run, problem.options, problem.run.search_path
-    methods = {options.method: entries}
-    for method, kept in settings["methods"].items():
-        if method != options.method:
-            proposer = problem.proposer(method, kept)
-            names = problem.baselines(method, proposer)
-            methods[method] = finished_trials(proposer, run.method_path(method), names)
+    methods = {options.method: entries, **_other_methods(problem, settings)}
     methods = {method: methods[method] for method in METHODS if method in methods}
     front = pareto_entries([entry for some in methods.values() for entry in some], "cost")
     seeds = range(options.seed + 1, options.seed + 1 + CONFIRM_SEEDS)
