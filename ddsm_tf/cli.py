@@ -90,6 +90,9 @@ if click is not None:
     steps_option = click.option(
         "--steps", type=click.IntRange(min=1), help="Sampler steps; the run's default if left out."
     )
+    cost_option = click.option(
+        "--cost", default="macs", show_default=True, metavar="macs|parameters|latency:FILE"
+    )
     run_argument = click.argument("run", metavar="RUN")
     seed_option = click.option(
         "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True
@@ -142,9 +145,7 @@ if click is not None:
     @run_argument
     @sampler_option
     @steps_option
-    @click.option(
-        "--cost", default="macs", show_default=True, metavar="macs|parameters|latency:FILE"
-    )
+    @cost_option
     @click.option(
         "--budget",
         "budgets",
@@ -186,9 +187,7 @@ if click is not None:
         metavar="nsga2|importance|random|ramps|paper",
         help="All but the first are baselines; their trials join the comparison.",
     )
-    @click.option(
-        "--cost", default="macs", show_default=True, metavar="macs|parameters|latency:FILE"
-    )
+    @cost_option
     @click.option("--trials", type=click.IntRange(min=1), help="Schedules to try.")
     @click.option("--images", type=click.IntRange(min=2), help="Images a trial.")
     @click.option("--segments", type=click.IntRange(min=1), help="Parts with a width of their own.")

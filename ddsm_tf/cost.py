@@ -21,7 +21,7 @@ from typing import Any
 from ddsm_tf.errors import InputError, invalid
 from ddsm_tf.files import check_keys, read_json
 from ddsm_tf.latency import FORMAT, VERSION
-from ddsm_tf.schedule import StepSchedule
+from ddsm_tf.schedule import StepSchedule, parse_width
 
 
 @dataclass
@@ -140,17 +140,7 @@ def _medians(content: Any) -> dict[float, float]:
     if not isinstance(rows, Mapping):
         rule = "must map every width to its median_ms; see `ddsm latency`"
         raise invalid("widths", rows, rule)
-    return {_width(text): _median(text, row) for text, row in rows.items()}
-
-
-def _width(text: str) -> float:
-    try:
-        width = float(text)
-    except ValueError:
-        width = 0.0
-    if not 0.0 < width <= 1.0:
-        raise invalid("widths", text, "must be a number in (0, 1]")
-    return width
+    return {parse_width(text): _median(text, row) for text, row in rows.items()}
 
 
 def _median(text: str, row: Any) -> float:

@@ -23,6 +23,21 @@ _REQUIRED = {"train_timesteps", "sampler", "timesteps", "widths"}
 _OPTIONAL = {"eta", "variance"}
 
 
+def parse_width(text: str) -> float:
+    """The width that a key of a JSON object names.
+
+    Raises:
+        InputError: it is no number in (0, 1].
+    """
+    try:
+        width = float(text)
+    except ValueError:
+        width = 0.0
+    if not 0.0 < width <= 1.0:
+        raise invalid("widths", text, "must be a number in (0, 1]")
+    return width
+
+
 def even_timesteps(train_timesteps: int, steps: int) -> tuple[int, ...]:
     """`steps` timesteps spread evenly over [0, T), falling and ending at 0 (DDIM, appendix D.2).
 

@@ -143,7 +143,7 @@ BAD = [
     (["train", "digits", "--out", "{tmp}/x", "--set", "image_size=7"], "`image_size` (=7)"),
     (["search", "{tmp}/none"], "no run folder"),
     (["search", "{run}", "--trials", "1"], "`trials` (=1) must be at least 2"),
-    (["search", "{run}", "--cost", "watts"], "must be macs or latency:FILE"),
+    (["search", "{run}", "--cost", "watts"], "must be macs, parameters or latency:FILE"),
     (["sample", "{run}", "-o", "{tmp}/x.jpg"], ".png"),
     (["sample", "{run}", "-o", "{tmp}/x.png", "--schedule", "uniform:0.3"], "0.3"),
     (["sample", "{run}", "-o", "{tmp}/x.png", "--schedule", "{tmp}/none.json"], "none.json"),

@@ -73,7 +73,7 @@ def test_only_the_widths_of_the_schedule_are_loaded(bundle):
 
 
 def test_benchmark_prints_what_a_latency_search_reads(bundle, tmp_path):
-    from ddsm_tf.training.search import read_latency
+    from ddsm_tf.cost import read_latency
 
     arguments = ["benchmark", bundle, "--batch", 2, "--threads", 1, "--rounds", 5, "--json"]
     done = run_command("ddsm_tf.edge.cli", *arguments)

@@ -72,7 +72,7 @@ def test_trials_are_counted_exactly_and_baselines_are_named(tmp_path):
         return evaluate(schedule)
 
     names = {**dict.fromkeys(evolution.random_genomes(), "random"), **uniform_names(make_space())}
-    entries = run_trials(evolution, counted, trials=20, directory=tmp_path, baselines=names)
+    entries = run_trials(evolution, counted, trials=20, directory=tmp_path, name_baseline=names.get)
     assert len(calls) == len(set(calls)) == len(entries) == 20
     names = [entry.get("baseline") for entry in entries[:4]]
     assert names == ["full", "uniform:0.75", "uniform:0.5", "uniform:0.25"]
@@ -156,8 +156,8 @@ def test_a_search_can_be_given_more_trials(tmp_path):
 
 def test_finished_trials_are_read_and_none_is_run(tmp_path):
     entries = run_trials(make_evolution(), evaluate, trials=9, directory=tmp_path)
-    assert finished_trials(make_evolution(), tmp_path, {}) == entries
-    assert finished_trials(make_evolution(), tmp_path / "nothing", {}) == []
+    assert finished_trials(make_evolution(), tmp_path, {}.get) == entries
+    assert finished_trials(make_evolution(), tmp_path / "nothing", {}.get) == []
 
 
 def test_a_chief_with_nothing_left_to_hand_out_waits_for_nobody(tmp_path, monkeypatch):

@@ -113,7 +113,7 @@ def _run_trials(problem: SearchProblem, settings: Mapping[str, Any]) -> list[Ent
             ),
             trials=problem.trials,
             directory=folder,
-            baselines=problem.baselines(method, proposer),
+            name_baseline=problem.name_baseline(method, proposer),
             fingerprint=_fingerprint(problem, method),
             on_trial=bar.update,
         )
@@ -125,7 +125,7 @@ def _other_methods(problem: SearchProblem, settings: Mapping[str, Any]) -> dict[
     for method, kept in settings["methods"].items():
         if method != problem.options.method:
             proposer = problem.proposer(method, kept)
-            names = problem.baselines(method, proposer)
+            names = problem.name_baseline(method, proposer)
             found[method] = finished_trials(proposer, problem.run.method_path(method), names)
     return found
 

@@ -25,7 +25,7 @@ from ddsm_tf.search.baselines import (
 )
 from ddsm_tf.search.generations import Generations
 from ddsm_tf.search.importance import ImportanceTable
-from ddsm_tf.search.search import check_trials, uniform_names
+from ddsm_tf.search.search import NameBaseline, check_trials, spaced, uniform_names
 from ddsm_tf.search.space import Genome
 from ddsm_tf.training.evaluate import frechet_distance_of
 from ddsm_tf.training.importance import importance_of, weights_fingerprint
@@ -34,6 +34,7 @@ from ddsm_tf.training.run import Run
 METHODS = ("nsga2", "importance", "random", "ramps", "paper")
 CHILDREN = 8
 BATCH_SIZE = 256
+IMPORTANCE_BUDGETS = 400
 TIMING_ROUNDS = 5
 
 
@@ -176,8 +177,9 @@ class SearchProblem:
             return ramp_schedules(space)
         uniform = list(uniform_names(space))
         if method == "importance":
-            count = 10 * settings["trials"]
-            return FixedSchedules(space, [*uniform, *self._importance_genomes(space, count)])
+            genomes = self._importance_genomes(space, IMPORTANCE_BUDGETS)
+            wanted = max(2, settings["trials"] - len(uniform))
+            return FixedSchedules(space, [*uniform, *spaced(genomes, wanted)])
         population = settings["population"]
         room = max(0, population - len(uniform))
         return Evolution(
@@ -194,16 +196,16 @@ class SearchProblem:
     def _importance_genomes(self, space: ScheduleSpace, count: int) -> list[Genome]:
         return importance_genomes(space, importance_proxy(space, self.effect), self.cost, count)
 
-    def baselines(self, method: str, proposer: Generations) -> dict[Genome, str]:
-        """Genome → name of a method's baselines: all but what NSGA-II bred."""
-        uniform = uniform_names(proposer.space)
+    def name_baseline(self, method: str, proposer: Generations) -> NameBaseline:
+        """Names a method's baselines: all but what NSGA-II bred."""
+        names = uniform_names(proposer.space)
         if isinstance(proposer, Evolution):
-            names = dict.fromkeys(proposer.random_genomes(), "random")
-            names |= {genome: self._ramp_name(genome) for genome in proposer.ramp_genomes()}
-            return names | dict.fromkeys(proposer.seeds, "importance") | uniform
+            random = dict.fromkeys(proposer.random_genomes(), "random")
+            ramps = {genome: self._ramp_name(genome) for genome in proposer.ramp_genomes()}
+            return {**random, **ramps, **dict.fromkeys(proposer.seeds, "importance"), **names}.get
         if method == "ramps":
-            return {g: self._ramp_name(g) for g in proposer.first_generation()} | uniform
-        return _Named(method, uniform)
+            return lambda genome: names.get(genome) or self._ramp_name(genome)
+        return lambda genome: names.get(genome, method)
 
     def _ramp_name(self, genome: Genome) -> str:
         widths = self.space("ramps").choices
@@ -230,17 +232,3 @@ class SearchProblem:
             "refinements": self.options.refinements,
             "skips": self.options.skips,
         }
-
-
-class _Named(dict):
-    """Names every genome; those that are listed by their own name."""
-
-    def __init__(self, name: str, names: Mapping[Genome, str]) -> None:
-        super().__init__(names)
-        self.name = name
-
-    def __contains__(self, genome: object) -> bool:
-        return True
-
-    def __missing__(self, genome: Genome) -> str:
-        return self.name

@@ -12,7 +12,7 @@ from typing import Any
 from ddsm_tf.errors import InputError, invalid
 from ddsm_tf.files import check_keys, read_json
 from ddsm_tf.noise import NoiseTable
-from ddsm_tf.schedule import StepSchedule
+from ddsm_tf.schedule import StepSchedule, parse_width
 
 FORMAT = "ddsm-bundle"
 VERSION = 1
@@ -112,18 +112,8 @@ def _files(folder: Path, widths: Any) -> dict[float, Path]:
         # A name with a folder in it could point anywhere on the device.
         if not isinstance(name, str) or Path(name).name != name or name in (".", ".."):
             raise invalid("widths", name, "must be the name of a file in the bundle's folder")
-        files[_width(text)] = folder / name
+        files[parse_width(text)] = folder / name
     return dict(sorted(files.items(), reverse=True))
-
-
-def _width(text: str) -> float:
-    try:
-        width = float(text)
-    except ValueError:
-        width = 0.0
-    if not 0.0 < width <= 1.0:
-        raise invalid("widths", text, "must be a number in (0, 1]")
-    return width
 
 
 def _check_files(bundle: Bundle, digests: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,22 +22,24 @@ from ddsm_tf.search.tuner import ScheduleTuner
 MAX_CANDIDATES = 8
 
 
-def trial_entries(oracle: ScheduleOracle, baselines: Mapping[Genome, str]) -> list[Entry]:
+NameBaseline = Callable[[Genome], str | None]
+"""A genome → its name as a baseline, None for one that the search found."""
+
+
+def trial_entries(oracle: ScheduleOracle, name_baseline: NameBaseline) -> list[Entry]:
     """An entry for each finished trial, in order, with all that was measured.
 
     Args:
         oracle: holds the trials.
-        baselines: genome → name of those that are baselines.
+        name_baseline: names the baselines among them.
     """
     entries = []
     for trial in oracle.completed():
-        genome = oracle.genome(trial)
-        numbers = {
-            name: trial.metrics.get_best_value(name) for name in sorted(trial.metrics.metrics)
-        }
-        numbers.pop("multi_objective")
+        metrics = sorted(set(trial.metrics.metrics) - {"multi_objective"})
+        numbers = {metric: trial.metrics.get_best_value(metric) for metric in metrics}
         entry = {"schedule": oracle.schedule(trial).to_dict(), **numbers}
-        entries.append({**entry, "baseline": baselines[genome]} if genome in baselines else entry)
+        name = name_baseline(oracle.genome(trial))
+        entries.append({**entry, "baseline": name} if name else entry)
     return entries
 
 
@@ -47,7 +49,7 @@ def run_trials(
     *,
     trials: int,
     directory: str | os.PathLike,
-    baselines: Mapping[Genome, str] | None = None,
+    name_baseline: NameBaseline = lambda genome: None,
     fingerprint: str = "",
     on_trial: Callable[[], None] | None = None,
 ) -> list[Entry]:
@@ -61,7 +63,7 @@ def run_trials(
         evaluate: measures one.
         trials: how many in all, at least one a width, so that the uniform ones are among them.
         directory: keeps the trials.
-        baselines: genome → name, for entries that are baselines.
+        name_baseline: names the baselines among the trials.
         fingerprint: of everything that decides what trials measure; workers must have the chief's.
         on_trial: called after each new trial.
 
@@ -74,11 +76,11 @@ def run_trials(
     check_trials(trials, proposer.space)
     oracle = ScheduleOracle(proposer, trials, fingerprint=fingerprint)
     ScheduleTuner(oracle, evaluate, directory, on_trial).search()
-    return trial_entries(oracle, baselines or {})
+    return trial_entries(oracle, name_baseline)
 
 
 def finished_trials(
-    proposer: Any, directory: str | os.PathLike, baselines: Mapping[Genome, str]
+    proposer: Any, directory: str | os.PathLike, name_baseline: NameBaseline
 ) -> list[Entry]:
     """The trials that `directory` already holds, as `run_trials` returns them; none is run.
 
@@ -88,7 +90,7 @@ def finished_trials(
     oracle = ScheduleOracle(proposer, 1)
     oracle._set_project_dir(str(directory), ScheduleTuner.PROJECT)
     oracle.reload()
-    return trial_entries(oracle, baselines)
+    return trial_entries(oracle, name_baseline)
 
 
 def check_trials(trials: int, space: ScheduleSpace) -> int:
