@@ -115,8 +115,9 @@ def test_a_choice_by_hand():
 
 
 def test_a_budget_that_is_met_exactly_is_met():
-    # 0.1 + 0.2 is more than 0.3 by rounding alone.
-    assert allocate([[0, 0, 0], [1, 2, 9]], (0.3, 0.1), 0.5 / 0.9) == (1, 1, 0)
+    # Half of 4 × 0.3 is 0.6, and 0.1 + 0.1 + 0.1 + 0.3 is more than that by rounding alone.
+    assert sum((0.1, 0.1, 0.1, 0.3)) > 0.5 * 4 * 0.3
+    assert allocate([[0, 0, 0, 0], [1, 2, 3, 9]], (0.3, 0.1), 0.5) == (1, 1, 1, 0)
 
 
 @pytest.mark.parametrize("options", [{}, {"switch_penalty": 0.1}, {"min_run": 3}])

@@ -90,10 +90,6 @@ def test_ramps_are_every_pair_of_widths_at_every_switch(skips):
     assert narrow_first == ([True] * 6 + [False] * 6) * 4
 
 
-def test_one_segment_has_no_ramps():
-    assert ramp_schedules(make_space(segments=1)).pending({}) == [(0,), (1,), (2,), (3,)]
-
-
 # The importance table
 
 

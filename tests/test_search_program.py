@@ -131,6 +131,9 @@ def test_other_methods_join_the_front_and_the_comparison(searched, tmp_path):
     assert [len(curve) > 0 for curve in result["hypervolume"].values()] == [True] * 3
     assert set(result["hypervolume"]) == set(result["equal_calls"]["hypervolume"])
     assert len(result["trials"]) == 14 + 8 + 8
+    assert result["equal_trials"]["trials"] == 8
+    at_8 = {c["trials"]: c["hypervolume"] for c in result["hypervolume"]["random"]}[8]
+    assert result["equal_trials"]["hypervolume"]["random"] == at_8
     # A schedule that another method has tried costs nothing: both uniform ones at least.
     for method in ("random", "paper"):
         spent = result["calls"][method]

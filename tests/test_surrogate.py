@@ -150,11 +150,12 @@ def test_two_trials_already_say_which_end_is_better():
     assert 2.0 < between[0] < between[1] < 8.0
 
 
-def test_equal_distances_predict_themselves():
+@pytest.mark.parametrize("distance", [1.0, 3.0])
+def test_equal_distances_predict_themselves(distance):
     space = make_space(segments=10, steps=50)
     genomes = draw(space, 40, 0)
-    predicted = Surrogate(space, genomes[:20], np.full(20, 3.0))(genomes)
-    assert predicted == pytest.approx(np.full(40, 3.0))
+    predicted = Surrogate(space, genomes[:20], np.full(20, distance))(genomes)
+    assert predicted == pytest.approx(np.full(40, distance))
 
 
 def test_a_distance_of_zero_is_the_best_of_finite_predictions():

@@ -35,6 +35,7 @@ RESULT_KEYS = {
     "distance_name",
     "equal_calls",
     "equal_cost",
+    "equal_trials",
     "floor",
     "full_distance",
     "full_spread",
@@ -87,6 +88,7 @@ def _content(run: Run) -> dict[str, Any]:
         "distance_name": result.get("distance_name", ""),
         "search_note": _search_note(result),
         "methods": _methods(result),
+        "equal_trials": result.get("equal_trials", {}).get("trials", 0),
         "equal_calls": result.get("equal_calls", {}).get("full_calls", 0.0),
         "equal_cost": result.get("equal_cost", {}),
         "spent": _spent(result),
@@ -144,11 +146,12 @@ def _search_note(result: dict[str, Any]) -> str:
 
 
 def _methods(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row for each method: what it had found in the end, and after equal numbers of calls."""
+    """A row for each method: what it found in the end, after equal trials and equal calls."""
     return [
         {
             "name": method,
             **curve[-1],
+            "at_equal_trials": result["equal_trials"]["hypervolume"][method],
             "at_equal_calls": result["equal_calls"]["hypervolume"][method],
         }
         for method, curve in result.get("hypervolume", {}).items()

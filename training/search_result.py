@@ -33,7 +33,8 @@ def search_result(
     """
     every = [entry for entries in methods.values() for entry in entries]
     reference = comparison.hypervolume_reference(every)
-    full_cost = reference[1]
+    full_cost = next(entry["cost"] for entry in every if entry.get("baseline") == "full")
+    fewest_trials = min(map(len, methods.values()))
     fewest_calls = min(sum(map(comparison.all_calls, e)) for e in methods.values())
     found = methods.get("nsga2", [])
     others = [entry for entry in every if "baseline" in entry]
@@ -63,6 +64,13 @@ def search_result(
         "hypervolume": {
             name: comparison.hypervolume_curve(entries, reference)
             for name, entries in methods.items()
+        },
+        "equal_trials": {
+            "trials": fewest_trials,
+            "hypervolume": {
+                name: comparison.hypervolume_share(entries[:fewest_trials], reference)
+                for name, entries in methods.items()
+            },
         },
         "equal_calls": {
             "full_calls": fewest_calls,

@@ -102,8 +102,6 @@ class PaperSearch(Generations):
         return distance / full_distance + self.weight * cost / full_cost
 
     def _cross(self, pair: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        if pair.shape[1] == 1:
-            return pair[0]
         problem = Problem(n_var=pair.shape[1])
         both = Population.new(X=pair)
         children = self._crossover.do(problem, both, np.array([[0, 1]]), random_state=random)

@@ -164,12 +164,9 @@ class Evolution(Generations):
         problem = Problem(n_var=coarse.shape[1], xl=0, xu=len(self.space.choices) - 1)
         # The better of two random parents, twice for each pair: parents stand in order.
         pairs = random.integers(len(coarse), size=((count + 1) // 2, 2, 2)).min(axis=2)
-        if problem.n_var > 1:
-            mated = Population.new(X=coarse)
-            children = self._crossover.do(problem, mated, pairs, random_state=random)
-        else:
-            children = Population.new(X=coarse[pairs.ravel()])
-        children = self._mutation.do(problem, children, inplace=False, random_state=random)
+        mated = Population.new(X=coarse)
+        children = self._crossover.do(problem, mated, pairs, random_state=random)
+        children = self._mutation.do(problem, children, random_state=random)
         fine = np.repeat(children.get("X").astype(int), block, axis=1)
         return fine[:count, : self.space.segments]
 
