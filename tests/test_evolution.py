@@ -281,15 +281,6 @@ def test_most_children_are_neither_of_their_parents():
     assert neither.sum(axis=1).mean() == pytest.approx(1.0, abs=0.1)
 
 
-def test_breeding_leaves_the_parents_as_they_are():
-    search = Evolution(make_space(segments=10), 4, seed=0, screening=0, mutation=5.0)
-    for segments in (10, 1):
-        parents = np.array([(1,) * segments, (2,) * segments])
-        before = parents.copy()
-        search._breed(parents, 100, 1, np.random.default_rng(0))
-        assert np.array_equal(parents, before)
-
-
 def test_survivors_are_the_best_ranked_then_the_least_crowded():
     search = Evolution(make_space(segments=1), 4, seed=0, screening=0)
     points = np.array([(6, 6), (5.1, 4.9), (1, 9), (9, 1), (9, 9), (5, 5)], float)

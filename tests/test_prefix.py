@@ -140,13 +140,11 @@ def test_the_branch_timesteps_of_a_space_do_for_its_schedules(skips):
         one = space.schedule(genome)
         np.testing.assert_array_equal(at_branches(one, 2, 0), everywhere(one, 2, 0))
     assert len(at_branches._states) < len(everywhere._states)
+    assert at_branches.reused_calls == everywhere.reused_calls
     if not skips:
         # Two images; segments of 3, 2 and 2 steps. Of 27 schedules 18 find both segments before the
         # last one known. Of the 9 others 6 find the first one known.
         assert everywhere.reused_calls.total() == 2 * (18 * 5 + 6 * 3)
-        assert at_branches.reused_calls == everywhere.reused_calls
-    else:
-        assert at_branches.reused_calls.total() > 80
 
 
 @pytest.mark.parametrize("max_bytes", [0, 4 * STATE - 1])

@@ -63,16 +63,21 @@ def test_steps_that_do_not_divide_evenly_make_the_first_segments_longer():
     assert space.branch_timesteps == {900, 600, 300, 100}
 
 
-def test_schedules_part_only_at_branch_timesteps():
-    space = make_space(segments=3, steps=7, skips=True)
+@pytest.mark.parametrize("skips", [False, True])
+def test_schedules_part_at_branch_timesteps(skips):
+    space = make_space(segments=3, steps=7, skips=skips)
     schedules = [space.schedule(genome) for genome in space.genomes()]
-    steps = [dict(zip(s.timesteps, s.widths, strict=True)) for s in schedules]
+    # A step leads elsewhere if its width differs, or the timestep that follows.
+    steps = [
+        list(zip(s.timesteps, s.widths, (*s.timesteps[1:], None), strict=True)) for s in schedules
+    ]
     parted = set()
     for one in steps:
         for other in steps:
-            differ = [t for t in space.steps.timesteps if one.get(t) != other.get(t)]
+            differ = [a[0] for a, b in zip(one, other, strict=False) if a != b and a[0] == b[0]]
             parted.update(differ[:1])
     assert parted == space.branch_timesteps
+    assert len(parted) == (5 if skips else 3)
 
 
 def test_there_are_never_more_segments_than_steps():

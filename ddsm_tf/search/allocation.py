@@ -34,7 +34,9 @@ def allocate(
         min_run: fewest steps at one width before it may change.
 
     Returns:
-        (K,) indices of widths. Where even the cheapest choice is over the budget, that choice.
+        (K,) indices of widths. Where even the cheapest choice is over the budget, that choice. It
+        does the least harm of all that cost no more, but may leave some of the budget unspent:
+        steps whose effects are equal change together.
 
     Raises:
         InputError: shapes do not fit, or an argument leaves its range.
@@ -95,13 +97,10 @@ def _shortest_path(harm: np.ndarray, switch_penalty: float, min_run: int) -> tup
         new_run = sums[:, k + 1] - sums[:, first]
         previous = np.full(widths, -1)
         if first > 0:
-            before = total[:, first - 1]
-            order = np.argsort(before, kind="stable")
-            # The best width before the switch; for that width itself, the second best.
-            previous = np.where(np.arange(widths) == order[0], order[min(1, widths - 1)], order[0])
-            new_run = new_run + np.where(
-                previous == np.arange(widths), np.inf, before[previous] + switch_penalty
-            )
+            # For the best width itself this is no switch, but going on is then no worse.
+            best = total[:, first - 1].argmin()
+            previous[:] = best
+            new_run = new_run + total[best, first - 1] + switch_penalty
         going_on = total[:, k - 1] + harm[:, k] if k else np.full(widths, np.inf)
         goes_on = going_on <= new_run
         total[:, k] = np.where(goes_on, going_on, new_run)

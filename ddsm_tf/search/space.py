@@ -70,9 +70,14 @@ class ScheduleSpace:
 
     @property
     def branch_timesteps(self) -> frozenset[int]:
-        """The first timestep of each segment: where two schedules can part."""
-        firsts = np.cumsum((0, *self.segment_lengths[:-1]))
-        return frozenset(self.steps.timesteps[first] for first in firsts)
+        """Where two schedules can part: the first timestep of each segment.
+
+        With skips also the last one, since where it leads depends on what follows.
+        """
+        lasts = np.cumsum(self.segment_lengths)[:-1] - 1
+        firsts = {0, *(lasts + 1)}
+        parting = firsts | set(lasts) if self.skips else firsts
+        return frozenset(self.steps.timesteps[index] for index in parting)
 
     def is_schedule(self, genome: Genome) -> bool:
         """Whether any step is left."""
