@@ -124,8 +124,7 @@ def pareto_plot(
         alpha=0.15,
     )
     axes.axhline(result["floor"], ls="--", lw=1, color="tab:gray", label="real images")
-    # Cheap schedules are the bad ones: the upper right is empty.
-    axes.legend(loc="upper right", fontsize="small")
+    figure.legend(loc="outside lower center", ncols=4, fontsize="small")
     return figure
 
 
