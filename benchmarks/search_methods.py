@@ -81,7 +81,7 @@ def run_method(method: Generations, measure: Measurements, trials: int) -> list[
 
 def make_method(name: str, space: ScheduleSpace, seed: int, options: Any) -> Generations:
     """A method by name."""
-    macs, proxy = options.macs, importance_proxy(space, options.effect)
+    macs, proxy = options.macs, importance_proxy(space, options.harm)
     uniform = list(uniform_names(space))
     if name == "nsga2":
         room = options.population - len(uniform)
@@ -131,7 +131,7 @@ def main() -> None:
     options.macs = macs_per_width(model.unet)
     base = run.schedule("full", steps=options.steps)
     space = ScheduleSpace(base, model.unet.widths, options.segments)
-    options.effect = importance_of(run, model).sample_effect(base, run.noise_table)
+    options.harm = importance_of(run, model).harm(base, run.noise_table)
     evaluate = ScheduleEvaluator(
         model.denoise,
         run.noise_table,
@@ -177,7 +177,7 @@ def summarise(
         "calls": {"made": spent.calls.total(), "reused": spent.reused_calls.total()},
         "proxy_rank_correlation": comparison.proxy_correlation(
             every,
-            options.effect,
+            options.harm,
             options.run.schedule("full", steps=options.steps),
             list(options.macs),
         ),

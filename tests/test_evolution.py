@@ -8,7 +8,7 @@ from test_space import COSTS, WIDTHS, make_space
 
 from ddsm_tf.errors import InputError
 from ddsm_tf.search import Evolution, hypervolume
-from ddsm_tf.search.baselines import PaperSearch, random_schedules
+from ddsm_tf.search.baselines import PaperSearch, importance_genomes, random_schedules
 from ddsm_tf.search.pareto import pick_by_hypervolume
 from ddsm_tf.search.surrogate import Surrogate
 
@@ -422,3 +422,14 @@ def test_screened_genomes_are_schedules_even_where_skipping_is_best():
             widths = [space.choices[index] for index in genome]
             results[genome] = (5.0 + sum(widths), sum({**COSTS, 0.0: 0.0}[w] for w in widths))
     assert sum(4 in genome for genome in list(results)[8:]) > 20
+
+
+def test_the_first_generation_has_whole_blocks():
+    space = make_space(segments=12, steps=12)
+    proxy = np.random.default_rng(0).random((12, 4)).cumsum(axis=1)
+    seeds = importance_genomes(space, proxy, COSTS, 5, block=4)
+    search = Evolution(space, 20, 0, costs=COSTS, seeds=seeds, refinements=2)
+    first = search.first_generation()
+    assert len(first) == 20 and set(seeds) <= set(first) and len(seeds) >= 3
+    for genome in first:
+        assert all(len(set(genome[k : k + 4])) == 1 for k in (0, 4, 8)), genome

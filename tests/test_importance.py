@@ -13,7 +13,6 @@ from ddsm_tf.schedule import StepSchedule, even_timesteps
 from ddsm_tf.search.importance import (
     ImportanceTable,
     measure_importance,
-    principal_std,
     step_gains,
 )
 
@@ -66,7 +65,7 @@ def test_the_errors_of_a_known_denoiser():
     assert table.widths == (1.0, 0.5, 0.25)
     assert table.timesteps == (750, 500, 250, 0)
     assert table.images == 7
-    assert table.image_std == principal_std(IMAGES)
+    assert table.image_std == pytest.approx(np.std(IMAGES, dtype=np.float64), rel=1e-12)
     noise = denoise.noise(750, 1.0)
     for row, width in enumerate(table.widths):
         for column, t in enumerate(table.timesteps):
@@ -161,6 +160,15 @@ def test_the_effect_is_the_excess_error_times_the_squared_gain():
     np.testing.assert_allclose(effect, gains**2 * np.array(excess), rtol=1e-12, atol=1e-15)
 
 
+def test_the_harm_is_the_excess_error_times_the_share_of_noise():
+    # Neither sampler nor widths matter, only where the steps are.
+    for fields in ({}, {"sampler": "ddpm"}):
+        schedule = StepSchedule.uniform(0.5, (800, 600, 100), **fields)
+        harm = small_table().harm(schedule, TABLE)
+        expected = (1.0 - ALPHA_BARS[[800, 600, 100]]) * [[0.0, 0.0, 0.0], [0.2, 0.3, 0.0]]
+        np.testing.assert_allclose(harm, expected, rtol=1e-12, atol=1e-15)
+
+
 def final_image(schedule, std, wrong_step=None, by=0.0):
     """Sample from pixels N(0, std²) with their exact denoiser; one step's ε is off by `by`."""
 
@@ -202,32 +210,8 @@ def test_the_gain_of_a_single_step_needs_no_model_of_the_data():
         assert gain == pytest.approx([np.sqrt((1 - ALPHA_BARS[t]) / ALPHA_BARS[t])], rel=1e-9)
 
 
-def test_the_principal_std_of_two_known_directions():
-    random = np.random.default_rng(0)
-    directions, _ = np.linalg.qr(random.standard_normal((64, 2)))
-    parts = random.standard_normal((2000, 2)) * [3.0, 1.0]
-    images = parts @ directions.T + 0.01 * random.standard_normal((2000, 64))
-    images += np.linspace(-1, 1, 64)  # the mean image does not matter
-    # Variances 9 and 1: sqrt(82 / 10). A pixel's standard deviation is a seventh of it.
-    expected = np.sqrt(82 / 10)
-    found = principal_std(images.reshape(2000, 8, 4, 2).astype(np.float32))
-    assert found == pytest.approx(expected, rel=0.04)
-    assert images.std(axis=0).mean() < expected / 6
-
-
-def test_the_principal_std_of_independent_pixels_is_a_pixels_though_images_are_few():
-    images = 0.3 * np.random.default_rng(0).standard_normal((30, 16, 16, 3))
-    assert principal_std(images) == pytest.approx(0.3, rel=0.1)
-    # Two images say nothing of directions: what is left is the pixels' variance.
-    two = np.array([[0.0, 0.0, 0.0, 0.0], [0.2, 0.4, 0.4, 0.8]]).reshape(2, 2, 2, 1)
-    variances = np.array([0.02, 0.08, 0.08, 0.32])
-    assert principal_std(two) == pytest.approx(np.sqrt(variances.mean()))
-
-
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_constant_images_are_refused(dtype):
-    with pytest.raises(InputError, match="must not all be the same"):
-        principal_std(np.full((3, 2, 2, 1), 0.1, dtype))
     with pytest.raises(InputError, match="must not all be the same"):
         measure(images=np.full((3, 2, 2, 1), 0.1, dtype))
 

@@ -63,7 +63,8 @@ def importance_of(run: Run, model: Any) -> ImportanceTable:
         )
     table.save(path)
     with atomic_file(path.with_suffix(".png")) as temporary:
-        temporary.write_bytes(to_png(importance_plot(table)))
+        figure = importance_plot(table, run.schedule("full"), run.noise_table)
+        temporary.write_bytes(to_png(figure))
     return table
 
 
@@ -99,19 +100,19 @@ def importance_schedules(
     model = run.load_model()
     base = run.schedule("full", sampler=sampler, steps=steps)
     costs = cost_per_width(cost, model.unet)
-    effect = importance_of(run, model).sample_effect(base, run.noise_table)
+    harm = importance_of(run, model).harm(base, run.noise_table)
     full = schedule_cost(base, costs)
-    penalty = switch_penalty * float(effect[-1].sum())
+    penalty = switch_penalty * float(harm[-1].sum())
     lines = []
     for budget in budgets:
         choice = allocate(
-            effect, list(costs.values()), budget, switch_penalty=penalty, min_run=min_run
+            harm, list(costs.values()), budget, switch_penalty=penalty, min_run=min_run
         )
         schedule = base.with_widths(model.unet.widths[index] for index in choice)
-        harm = effect[list(choice), np.arange(len(choice))].sum() / effect[-1].sum()
+        done = harm[list(choice), np.arange(len(choice))].sum() / harm[-1].sum()
         share = schedule_cost(schedule, costs) / full
         lines.append(
-            f"budget {budget:g}: {100 * share:.0f} % of the cost, {100 * harm:.1f} % of the "
+            f"budget {budget:g}: {100 * share:.0f} % of the cost, {100 * done:.1f} % of the "
             f"narrowest width's harm: {schedule.describe()}"
         )
         if out is not None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from ddsm_tf.noise import NoiseTable
 from ddsm_tf.schedule import StepSchedule
 from ddsm_tf.search.importance import ImportanceTable
 
@@ -61,19 +62,34 @@ def schedule_plot(schedules: dict[str, StepSchedule]) -> Figure:
     return figure
 
 
-def importance_plot(table: ImportanceTable) -> Figure:
-    """Denoising error of each width over t, relative to the widest, with two standard errors."""
-    figure, axes = _new("timestep t (sampling runs from left to right)", "error / full width's")
-    widest = table.error[0]
-    for width, error, standard_error in zip(
-        table.widths, table.error, table.standard_error, strict=True
-    ):
-        line = axes.plot(table.timesteps, error / widest, label=f"width {width:g}")[0]
-        low, high = ((error + k * standard_error) / widest for k in (-2, 2))
-        axes.fill_between(table.timesteps, low, high, alpha=0.15, color=line.get_color())
-    axes.invert_xaxis()
-    axes.set_yscale("log")
-    axes.legend()
+def importance_plot(table: ImportanceTable, schedule: StepSchedule, noise: NoiseTable) -> Figure:
+    """Each width's denoising error over t, and what a step there does to the final image.
+
+    Args:
+        table: with its standard errors, of which two are shown as a band.
+        schedule: sampler and timesteps of the effect on the final image.
+        noise: the forward process.
+    """
+    figure = Figure(figsize=(2 * SIZE[0], SIZE[1]), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    effect = table.sample_effect(schedule, noise)
+    for row, width in enumerate(table.widths):
+        ratio = table.error[row] / table.error[0]
+        band = 2 * table.standard_error[row] / table.error[0]
+        (line,) = left.plot(table.timesteps, ratio, label=f"width {width:g}")
+        left.fill_between(
+            table.timesteps, ratio - band, ratio + band, alpha=0.15, color=line.get_color()
+        )
+        right.plot(schedule.timesteps, effect[row], color=line.get_color())
+    left.set_ylabel("error of the noise / full width's")
+    right.set_ylabel("squared error added to the final image")
+    left.set_yscale("log")
+    right.set_yscale("symlog", linthresh=max(effect.max(), 1e-12) / 1000)
+    left.legend()
+    for axes in (left, right):
+        axes.set_xlabel("timestep t (sampling runs from left to right)")
+        axes.invert_xaxis()
+        axes.grid(alpha=0.3)
     return figure
 
 

@@ -220,8 +220,8 @@ def _importance_plots(run: Run) -> list[dict[str, str]]:
     if not run.importance_path.exists():
         return []
     table = ImportanceTable.load(run.importance_path)
-    caption = "Held-out denoising error of each width, with two standard errors"
-    return [_plot(caption, importance_plot(table))]
+    caption = "Held-out error of each width, with two standard errors, and its effect on the image"
+    return [_plot(caption, importance_plot(table, run.schedule("full"), run.noise_table))]
 
 
 def _training_plots(run: Run) -> list[dict[str, str]]:

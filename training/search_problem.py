@@ -120,9 +120,9 @@ class SearchProblem:
         return importance_of(self.run, self.model)
 
     @cached_property
-    def effect(self) -> np.ndarray:
+    def harm(self) -> np.ndarray:
         """(W, steps)."""
-        return self.importance.sample_effect(self.base, self.run.noise_table)
+        return self.importance.harm(self.base, self.run.noise_table)
 
     @cached_property
     def evaluate(self) -> ScheduleEvaluator:
@@ -188,13 +188,16 @@ class SearchProblem:
             seed,
             costs=self.cost,
             children=min(CHILDREN, population),
-            seeds=self._importance_genomes(space, (room + 1) // 2),
-            proxy=importance_proxy(space, self.effect),
+            seeds=self._importance_genomes(
+                space, (room + 1) // 2, block=2**self.options.refinements
+            ),
+            proxy=importance_proxy(space, self.harm),
             refinements=self.options.refinements,
         )
 
-    def _importance_genomes(self, space: ScheduleSpace, count: int) -> list[Genome]:
-        return importance_genomes(space, importance_proxy(space, self.effect), self.cost, count)
+    def _importance_genomes(self, space: ScheduleSpace, count: int, block: int = 1) -> list[Genome]:
+        proxy = importance_proxy(space, self.harm)
+        return importance_genomes(space, proxy, self.cost, count, block)
 
     def name_baseline(self, method: str, proposer: Generations) -> NameBaseline:
         """Names a method's baselines: all but what NSGA-II bred."""

@@ -81,7 +81,7 @@ def search_result(
         },
         "equal_cost": comparison.baselines_at_equal_cost(found, others),
         "proxy_rank_correlation": comparison.proxy_correlation(
-            every, problem.effect, problem.base, problem.model.unet.widths
+            every, problem.harm, problem.base, problem.model.unet.widths
         ),
         "calls": {**spent, "importance": _importance_calls(importance, problem.macs)},
     }

@@ -133,7 +133,11 @@ def ramp_schedules(space: ScheduleSpace) -> FixedSchedules:
 
 
 def importance_genomes(
-    space: ScheduleSpace, proxy: np.ndarray, costs: Mapping[float, float], count: int
+    space: ScheduleSpace,
+    proxy: np.ndarray,
+    costs: Mapping[float, float],
+    count: int,
+    block: int = 1,
 ) -> list[Genome]:
     """Least harm by the importance table, for `count` budgets spread over the costs.
 
@@ -142,6 +146,7 @@ def importance_genomes(
         proxy: (segments, choices), what each segment does to the final image at each width.
         costs: width → cost of a step.
         count: how many budgets.
+        block: how many segments share a width.
 
     Returns:
         At most `count` genomes, without repetitions and uniform schedules, dearest first.
@@ -150,6 +155,9 @@ def importance_genomes(
     if len(set(lengths)) > 1:
         # Segments differ by a step at most; their price a step is what counts.
         proxy = proxy * lengths.mean() / lengths[:, None]
+    firsts = np.arange(0, space.segments, block)
+    # Segments of one block look alike, so they are given the same width.
+    proxy = np.repeat(np.add.reduceat(proxy, firsts), block, axis=0)[: space.segments] / block
     width_costs = [costs[width] for width in space.widths]
     lowest = min(width_costs) / width_costs[0]
     budgets = np.linspace(1.0, min(lowest, 1.0), count + 2)[1:-1]
@@ -159,15 +167,15 @@ def importance_genomes(
     return [genome for genome in dict.fromkeys(genomes) if genome not in uniform]
 
 
-def importance_proxy(space: ScheduleSpace, effect: np.ndarray) -> np.ndarray:
+def importance_proxy(space: ScheduleSpace, harm: np.ndarray) -> np.ndarray:
     """What each segment does to the final image at each choice, float (segments, choices).
 
     Args:
         space: the schedules.
-        effect: float (W, steps), of `ImportanceTable.sample_effect` for the space's steps.
+        harm: float (W, steps), of `ImportanceTable.harm` for the space's steps.
     """
     firsts = np.cumsum((0, *space.segment_lengths[:-1]))
-    proxy = np.add.reduceat(effect, firsts, axis=1).T
+    proxy = np.add.reduceat(harm, firsts, axis=1).T
     if space.skips:
         # The table says nothing of skipped steps; they do more harm than any width.
         proxy = np.concatenate([proxy, 2.0 * proxy.max(axis=1, keepdims=True)], axis=1)

@@ -98,14 +98,14 @@ def baselines_at_equal_cost(
 
 
 def proxy_correlation(
-    entries: Sequence[Entry], effect: np.ndarray, steps: StepSchedule, widths: Sequence[float]
+    entries: Sequence[Entry], harm: np.ndarray, steps: StepSchedule, widths: Sequence[float]
 ) -> float | None:
     """Spearman's rank correlation of the importance proxy with the distance.
 
     Args:
         entries: trials.
-        effect: float (W, steps), of `ImportanceTable.sample_effect`.
-        steps: the schedule that `effect` is of.
+        harm: float (W, steps), of `ImportanceTable.harm`.
+        steps: the schedule that `harm` is of.
         widths: the model's, widest first.
 
     Returns:
@@ -118,7 +118,7 @@ def proxy_correlation(
         schedule: dict[str, Any] = entry["schedule"]
         if tuple(schedule["timesteps"]) == steps.timesteps:
             rows = [widths.index(width) for width in schedule["widths"]]
-            proxies.append(float(effect[rows, np.arange(len(rows))].sum()))
+            proxies.append(float(harm[rows, np.arange(len(rows))].sum()))
             distances.append(entry["distance"])
     if len(set(proxies)) < 3 or len(set(distances)) < 3:
         return None

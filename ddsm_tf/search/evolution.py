@@ -93,14 +93,18 @@ class Evolution(Generations):
         """The random part of the first generation."""
         random, fixed = np.random.default_rng([self.seed, 0]), self._fixed()
         wanted = max(1, self.population - len(fixed))
-        return self.fill(wanted, set(fixed), lambda: random_genome(self.space, random))
+
+        def draw() -> Genome:
+            return self._whole_blocks(random_genome(self.space, random))
+
+        return self.fill(wanted, set(fixed), draw)
 
     def ramp_genomes(self) -> list[Genome]:
         """The ramps of the first generation."""
         uniform = [self.space.uniform(width) for width in self.space.widths]
         # A quarter of what is left: ramps span few of the schedules.
         room = max(0, self.population - len(uniform) - len(self.seeds)) // 4
-        every = ramps(self.space, [self.space.segments // 2])
+        every = map(self._whole_blocks, ramps(self.space, [self.space.segments // 2]))
         return [ramp for ramp in every if ramp not in {*uniform, *self.seeds}][:room]
 
     def _fixed(self) -> list[Genome]:
@@ -154,11 +158,20 @@ class Evolution(Generations):
         picked = pick_by_hypervolume(expected, objectives(tried, distances), self.children)
         return [genomes[index] for index in picked]
 
+    def _block(self, number: int) -> int:
+        """How many segments move as one in a generation."""
+        return 2 ** max(0, self.refinements - (number - 1) // REFINE_EVERY)
+
+    def _whole_blocks(self, genome: Genome) -> Genome:
+        """A genome of the first generation: what is not split yet has one width."""
+        block = self._block(1)
+        return tuple(genome[k // block * block] for k in range(len(genome)))
+
     def _breed(
         self, parents: np.ndarray, count: int, number: int, random: np.random.Generator
     ) -> np.ndarray:
         """Children (count, segments) of parents that stand best first."""
-        block = 2 ** max(0, self.refinements - (number - 1) // REFINE_EVERY)
+        block = self._block(number)
         # Segments that are not split yet move as one.
         coarse = parents[:, ::block]
         problem = Problem(n_var=coarse.shape[1], xl=0, xu=len(self.space.choices) - 1)

@@ -38,7 +38,7 @@ class ImportanceTable:
         error: float64 (W, K), mean squared error of the predicted noise, the L[width, t] of DDSM's
             training loss (DDPM, equation 14); 0 is best, 1 is what predicting zero gives.
         standard_error: float64 (W, K), of `error`, over the images.
-        image_std: see `principal_std`, in the data's unit ([-1, 1]).
+        image_std: standard deviation of the held-out pixels, in the data's unit ([-1, 1]).
         images: how many held-out images.
         weights: fingerprint of the network's weights, to tell a table that is out of date.
 
@@ -87,21 +87,41 @@ class ImportanceTable:
         known = self.timesteps[::-1]
         return np.array([np.interp(timesteps, known, row[::-1]) for row in rows])
 
+    def excess(self, timesteps: Sequence[int]) -> np.ndarray:
+        """How much larger each width's error is than the widest's, float64 (W, len(timesteps))."""
+        error = self.at(timesteps, self.error)
+        # A narrower width that looks better than the widest does so by chance.
+        return np.maximum(error - error[0], 0.0)
+
     def sample_effect(self, schedule: StepSchedule, noise_table: NoiseTable) -> np.ndarray:
-        """What running one step at a narrower width does to the final image.
+        """What running one step at a narrower width adds to the final image's squared error.
 
         Args:
             schedule: sampler and timesteps; its widths do not matter.
             noise_table: the forward process.
 
         Returns:
-            float64 (W, steps): the squared error that it adds to the final image, by value, to
-            first order; 0 for the widest width.
+            float64 (W, steps), a mean over the pixels, to first order; 0 for the widest width.
         """
         gains = step_gains(schedule, noise_table, self.image_std)
-        error = self.at(schedule.timesteps, self.error)
-        # A narrower width that looks better than the widest does so by chance.
-        return gains**2 * np.maximum(error - error[0], 0.0)
+        return gains**2 * self.excess(schedule.timesteps)
+
+    def harm(self, schedule: StepSchedule, noise_table: NoiseTable) -> np.ndarray:
+        """What the search expects of running one step at a narrower width: (1 - ᾱ_t) · excess.
+
+        It is the squared error by which x_t's noise is misjudged. Beside the effect on the final
+        pixels it counts the last steps for less: their errors are small and without shape, and a
+        distance on features does not see them. It ranks schedules better (docs/search.md).
+
+        Args:
+            schedule: timesteps; its widths do not matter.
+            noise_table: the forward process.
+
+        Returns:
+            float64 (W, steps); 0 for the widest width.
+        """
+        noise_share = 1.0 - noise_table.alphas_cumprod[list(schedule.timesteps)]
+        return noise_share * self.excess(schedule.timesteps)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON value of `importance.json`."""
@@ -167,6 +187,8 @@ def measure_importance(
     """
     if len(images) < 2:
         raise invalid("images", len(images), "must be at least 2, for a standard error")
+    if images.min() == images.max():
+        raise invalid("images", f"{len(images)} images", "must not all be the same")
     widths = tuple(sorted(widths, reverse=True))
     noise = np.random.RandomState(seed).standard_normal(images.shape).astype(np.float32)
     steps = even_timesteps(noise_table.train_timesteps, timesteps)
@@ -183,7 +205,7 @@ def measure_importance(
         timesteps=steps,
         error=errors.mean(axis=2),
         standard_error=errors.std(axis=2, ddof=1) / np.sqrt(len(images)),
-        image_std=principal_std(images),
+        image_std=float(np.std(images, dtype=np.float64)),
         images=len(images),
         weights=weights,
     )
@@ -207,27 +229,6 @@ def _errors_at(
         outputs = np.array([denoise(x_t, t, width) for width in widths], np.float64)
         parts.append(np.mean(np.square(outputs - noise[rows]), axis=(2, 3, 4)))
     return np.concatenate(parts, axis=1)
-
-
-def principal_std(images: np.ndarray) -> float:
-    """Standard deviation along a typical principal direction: sqrt(tr(C²) / tr(C)).
-
-    C is the covariance of whole images. Pixels vary together, so this is larger than the standard
-    deviation of a pixel: what the network fills in under much noise are large shapes.
-
-    Args:
-        images: (N, H, W, C), N ≥ 2.
-    """
-    if (images == images[0]).all():
-        raise invalid("images", f"{len(images)} images", "must not all be the same")
-    x = images.reshape(len(images), -1).astype(np.float64)
-    x -= x.mean(axis=0)
-    count = len(x) - 1
-    trace = np.square(x).sum() / count
-    # tr(C²) by the Gram matrix, less what sampling adds to it (of the order of tr(C)² / N).
-    trace_of_square = np.square(x @ x.T).sum() / count**2 - trace**2 / count
-    per_pixel = trace / x.shape[1]
-    return float(np.sqrt(max(trace_of_square / trace, per_pixel)))
 
 
 def step_gains(schedule: StepSchedule, noise_table: NoiseTable, image_std: float) -> np.ndarray:

@@ -9,8 +9,6 @@ Williams, 2006, chapter 2) whose two scales are picked by the marginal likelihoo
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 
 from ddsm_tf.search.space import SKIP, ScheduleSpace
@@ -55,14 +53,16 @@ class Surrogate:
         self._proxy_mean = self._proxies(self._genomes).mean()
         signal, rest = self._covariances(self._genomes, self._genomes)
         best = -np.inf
-        for signal_scale, noise_scale in itertools.product(SIGNAL_SCALES, NOISE_SCALES):
-            covariance = signal_scale * signal + rest + noise_scale * np.eye(len(logs))
-            solved = np.linalg.solve(variance * covariance, logs - self._mean)
-            _, log_determinant = np.linalg.slogdet(variance * covariance)
-            likelihood = -0.5 * ((logs - self._mean) @ solved + log_determinant)
-            if likelihood > best:
-                best = likelihood
-                self._signal_scale, self._weights = signal_scale, variance * solved
+        for signal_scale in SIGNAL_SCALES:
+            # One decomposition serves every noise scale: noise adds to the eigenvalues.
+            values, vectors = np.linalg.eigh(signal_scale * signal + rest)
+            projected = vectors.T @ (logs - self._mean)
+            for noise_scale in NOISE_SCALES:
+                spectrum = variance * (np.maximum(values, 0.0) + noise_scale)
+                likelihood = -0.5 * np.sum(projected**2 / spectrum + np.log(spectrum))
+                if likelihood > best:
+                    best, self._signal_scale = likelihood, signal_scale
+                    self._weights = variance * (vectors @ (projected / spectrum))
 
     def __call__(self, genomes: np.ndarray) -> np.ndarray:
         """Predicted distances, float (N,), of int (N, segments) genomes."""
