@@ -105,7 +105,7 @@ def check_report(page):
     assert "http" not in page.replace("http-equiv", "")
     assert "src=" in page and set(re.findall(r'src="(.{22})', page)) == {"data:image/png;base64,"}
     captions = ["Real images", "Full width", "Step-aware schedule", "LiteRT", "Loss of each width"]
-    captions += ["Distance and cost of every trial", "Width at each step"]
+    captions += ["Distance and cost of every trial", "Width at each step", "Held-out error"]
     for caption in captions:
         assert caption in page
     assert page.count("data:image/png") == len(captions)

@@ -13,9 +13,14 @@ import numpy as np
 import pytest
 from conftest import run_command
 
+from ddsm_tf import cli
 from ddsm_tf.errors import InputError
 from ddsm_tf.schedule import StepSchedule
 from ddsm_tf.search import ImportanceTable, read_pareto
+from ddsm_tf.training.report import write_report
+from ddsm_tf.training.run import Run
+from ddsm_tf.training.search import search_run
+from ddsm_tf.training.search_problem import SearchOptions
 
 CLI = "ddsm_tf.cli"
 # Fourteen of the sixteen schedules of four segments at two widths.
@@ -119,14 +124,18 @@ def test_what_a_search_spent_and_found_is_reported(searched):
     assert 0 < result["floor"] < result["full_distance"]
 
 
+def search_here(run, resume=False, **options):
+    """The program in this process: starting TensorFlow again takes seconds."""
+    options = SearchOptions(**{"segments": 4, "trials": 14, **options})
+    return search_run(Run.open(run), options, resume=resume)
+
+
 def test_other_methods_join_the_front_and_the_comparison(searched, tmp_path):
     run = shutil.copytree(searched, tmp_path / "run")
     for method in ("random", "paper"):
-        options = ["--method", method, "--segments", 4, "--trials", 8]
-        done = run_command(CLI, "search", run, *options)
-        assert done.returncode == 0, done.stderr
-    refused = run_command(CLI, "search", run, "--method", "paper", "--segments", 4, "--trials", 8)
-    assert refused.returncode == 2 and "--resume" in refused.stderr
+        search_here(run, method=method, trials=8)
+    with pytest.raises(InputError, match=r"search/paper.*--resume"):
+        search_here(run, method="paper", trials=8)
     result = json.loads((run / "search" / "result.json").read_text())
     assert [len(curve) > 0 for curve in result["hypervolume"].values()] == [True] * 3
     assert set(result["hypervolume"]) == set(result["equal_calls"]["hypervolume"])
@@ -144,24 +153,20 @@ def test_other_methods_join_the_front_and_the_comparison(searched, tmp_path):
     assert len(set(schedules)) == len(schedules)
     before = {json.dumps(e["schedule"]) for e in read_pareto(searched / "search" / "pareto.json")}
     assert before & set(schedules)
-    report = run_command(CLI, "report", run)
-    assert report.returncode == 0, report.stderr
-    page = (run / "report.html").read_text()
+    page = write_report(Run.open(run)).read_text()
     assert "Search methods" in page and "<td>paper</td>" in page and "Hypervolume against" in page
 
 
 def test_a_budget_and_a_greatest_distance_choose_other_schedules(searched, tmp_path):
     run = shutil.copytree(searched, tmp_path / "run")
-    done = subprocess.run(search_command(run, "--resume", "--budget", "0.4"), check=False)
-    assert done.returncode == 0
+    search_here(run, resume=True, budget=0.4)
     widths = StepSchedule.load(run / "schedule.json").widths
     full = next(e for e in read_pareto(run / "search/pareto.json") if e.get("baseline") == "full")
     narrow = next(e for e in read_pareto(run / "search/pareto.json") if e["macs_fraction"] < 0.4)
     fraction = (widths.count(1.0) + widths.count(0.5) * _share(searched)) / 4
     assert fraction <= 0.4 and narrow["macs"] < full["macs"]
-    far = ["--resume", "--max-distance", "0.001"]
-    done = subprocess.run(search_command(run, *far), capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "`max_distance` (=0.001)" in done.stderr
+    with pytest.raises(InputError, match=r"`max_distance` \(=0.001\)"):
+        search_here(run, resume=True, max_distance=0.001)
 
 
 def _share(run):
@@ -173,34 +178,65 @@ def _share(run):
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (["--method", "magic"], "`--method` (='magic') must be one of nsga2"),
-        (["--budget", "1.5"], "`--budget` (=1.5) must lie in (0, 1]"),
-        (["--budget", "0.5", "--max-distance", "3"], "exclude each other"),
-        (["--max-distance", "-1"], "`--max-distance` (=-1.0)"),
-        (["--cost", "joules"], "`--cost` (='joules')"),
+        ({"method": "magic"}, r"`--method` \(='magic'\) must be one of nsga2"),
+        ({"budget": 1.5}, r"`--budget` \(=1.5\) must lie in \(0, 1\]"),
+        ({"budget": 0.5, "max_distance": 3.0}, "exclude each other"),
+        ({"max_distance": -1.0}, r"`--max-distance` \(=-1.0\)"),
+        ({"refinements": 9}, r"`--refinements` \(=9\)"),
+        ({"cost": "joules"}, r"`--cost` \(='joules'\)"),
+        ({"trials": 1}, r"`trials` \(=1\) must be at least 2"),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_measured(tiny_run, options, named):
-    done = run_command(CLI, "search", tiny_run, *options)
-    assert done.returncode == 2 and named in done.stderr and done.stderr.count("\n") == 1
+    with pytest.raises(InputError, match=named):
+        search_here(tiny_run, **options)
     assert not (tiny_run / "search").exists()
+
+
+def test_every_option_of_the_command_reaches_the_search(searched, tmp_path, monkeypatch):
+    import ddsm_tf.training.search as program
+
+    given = {}
+    monkeypatch.setattr(
+        program, "search_run", lambda run, options, resume: given.update(vars(options)) or "done"
+    )
+    words = "--method random --sampler ddpm --steps 7 --cost parameters --trials 9 --images 5"
+    words += " --segments 3 --refinements 1 --skips --budget 0.4 --confirm-images 6 --memory 2"
+    assert cli.run(["search", str(searched), *words.split(), "--seed", "8", "--resume"]) == 0
+    assert given == {
+        "method": "random",
+        "sampler": "ddpm",
+        "steps": 7,
+        "cost": "parameters",
+        "trials": 9,
+        "images": 5,
+        "seed": 8,
+        "segments": 3,
+        "refinements": 1,
+        "skips": True,
+        "budget": 0.4,
+        "max_distance": None,
+        "confirm_images": 6,
+        "memory": 2,
+    }
+
+
+def test_steps_may_be_left_out_and_refined(tiny_run, searched, tmp_path):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    shutil.copy(searched / "classifier.keras", run)
+    search_here(run, segments=2, refinements=1, skips=True, cost="parameters", trials=16)
+    entries = read_pareto(run / "search" / "pareto.json")
+    assert any(len(entry["schedule"]["timesteps"]) < 4 for entry in entries)
+    full = next(entry for entry in entries if entry.get("baseline") == "full")
+    assert all(entry["parameters"] <= full["parameters"] for entry in entries)
+    shares = {entry["macs_fraction"] for entry in entries}
+    assert min(shares) < 0.25 * _share(searched) + 1e-9 and max(shares) == 1.0
 
 
 def test_importance_writes_its_table_and_schedules(searched, tmp_path):
     run = shutil.copytree(searched, tmp_path / "run")
-    options = [
-        "--budget",
-        0.5,
-        "--budget",
-        0.9,
-        "--steps",
-        20,
-        "--min-run",
-        4,
-        "-o",
-        tmp_path / "s",
-    ]
-    done = run_command(CLI, "importance", run, *options)
+    options = ["--budget", 0.5, "--budget", 0.9, "--steps", 20, "--min-run", 4]
+    done = run_command(CLI, "importance", run, *options, *["-o", tmp_path / "s"])
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 3 and str(run / "importance.json") in done.stdout
     # It was there already, of the same weights.
@@ -213,7 +249,6 @@ def test_importance_writes_its_table_and_schedules(searched, tmp_path):
 
 def test_a_table_of_other_weights_is_measured_again(searched, tmp_path):
     from ddsm_tf.training.importance import importance_of
-    from ddsm_tf.training.run import Run
 
     run = Run.open(shutil.copytree(searched, tmp_path / "run"))
     model = run.load_model()
