@@ -12,6 +12,7 @@ import pytest
 from ddsm_tf.errors import InputError
 from ddsm_tf.schedule import StepSchedule, even_timesteps
 from ddsm_tf.search import (
+    Confirmation,
     Confirmer,
     Evolution,
     ScheduleOracle,
@@ -232,6 +233,12 @@ def test_the_cheapest_confirmed_schedule_is_chosen(tmp_path):
     assert full.mean == pytest.approx(5.0)
     assert full.spread == pytest.approx(0.2 / np.sqrt(3))
     assert [width for width, _ in calls] == [1.0] * 4 + [0.5] + [0.75] * 4
+
+
+def test_differences_are_taken_seed_by_seed():
+    first = Confirmation(StepSchedule.uniform(0.5, (10, 0)), (5.0, 7.0, 9.0, 11.0))
+    second = Confirmation(StepSchedule.uniform(1.0, (10, 0)), (4.0, 6.5, 7.5, 10.0))
+    assert first.difference(second) == pytest.approx((1.0, np.sqrt(1 / 6) / 2))
 
 
 def test_full_width_is_chosen_where_nothing_else_holds(tmp_path):

@@ -230,7 +230,7 @@ def test_steps_may_be_left_out_and_refined(tiny_run, searched, tmp_path):
     full = next(entry for entry in entries if entry.get("baseline") == "full")
     assert all(entry["parameters"] <= full["parameters"] for entry in entries)
     shares = {entry["macs_fraction"] for entry in entries}
-    assert min(shares) < 0.25 * _share(searched) + 1e-9 and max(shares) == 1.0
+    assert min(shares) <= 0.5 * _share(searched) + 1e-9 and max(shares) == 1.0
 
 
 def test_importance_writes_its_table_and_schedules(searched, tmp_path):

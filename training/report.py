@@ -32,6 +32,8 @@ RESULT_KEYS = {
     "confirm_images",
     "confirm_seeds",
     "cost",
+    "difference",
+    "difference_error",
     "distance_name",
     "equal_calls",
     "equal_cost",
@@ -141,7 +143,9 @@ def _search_note(result: dict[str, Any]) -> str:
         f"a distance of {result['floor']:.3f}. The chosen schedule was confirmed on "
         f"{len(result['confirm_seeds'])} other seeds of {result['confirm_images']} images, where "
         f"full width has {result['full_distance']:.3f} ± {result['full_spread']:.3f} (mean and "
-        f"standard deviation) and the chosen schedule {result['chosen_distance']:.3f}.{ranked}"
+        f"standard deviation) and the chosen schedule {result['chosen_distance']:.3f}. Seed by "
+        f"seed they differ by {result['difference']:+.3f} ± {result['difference_error']:.3f} "
+        f"(standard error).{ranked}"
     )
 
 

@@ -208,6 +208,8 @@ def _describe(
             f"MACs saved: {100 * saved:.0f} %",
             f"distance: {chosen.mean:.3f} (full width {full.mean:.3f}; its spread over "
             f"{len(full.distances)} seeds is {full.spread:.3f}; real images {result['floor']:.3f})",
+            f"seed by seed it differs from full width by {result['difference']:+.3f} ± "
+            f"{result['difference_error']:.3f}",
             f"cost of the search: {calls:,.0f} UNet calls at full width",
             f"schedule: {problem.run.schedule_path}",
         ]

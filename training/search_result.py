@@ -48,6 +48,8 @@ def search_result(
         "chosen_spread": chosen.spread,
         "full_distance": full.mean,
         "full_spread": full.spread,
+        "difference": chosen.difference(full)[0],
+        "difference_error": chosen.difference(full)[1],
         "floor": _floor(problem),
         "images": problem.images,
         "confirm_images": confirm.images,

@@ -129,6 +129,16 @@ class Confirmation:
         """Standard deviation of the distance from seed to seed."""
         return float(np.std(self.distances, ddof=1))
 
+    def difference(self, other: Confirmation) -> tuple[float, float]:
+        """Mean difference to another schedule's distances from the same seeds; its standard error.
+
+        Schedules that start from the same noise share their luck, so this tells apart what
+        `spread` does not.
+        """
+        differences = np.subtract(self.distances, other.distances)
+        error = np.std(differences, ddof=1) / np.sqrt(len(differences))
+        return float(differences.mean()), float(error)
+
 
 class Confirmer:
     """Measures schedules from several other seeds and keeps what it measured.
