@@ -63,7 +63,6 @@ def test_search_resumes_without_new_trials_and_refuses_to_start_over(searched_ru
 
 def test_search_by_latency(tiny_run, searched_run, tmp_path):
     run = shutil.copytree(tiny_run, tmp_path / "run")
-    shutil.copy(searched_run / "classifier.keras", run)
     latency = tmp_path / "latency.json"
     # A device that is slower at the narrow width: only full width can be on the front.
     latency.write_text('{"widths": {"1.0": {"median_ms": 2.0}, "0.5": {"median_ms": 3.0}}}')

@@ -223,7 +223,6 @@ def test_every_option_of_the_command_reaches_the_search(searched, tmp_path, monk
 
 def test_steps_may_be_left_out_and_refined(tiny_run, searched, tmp_path):
     run = shutil.copytree(tiny_run, tmp_path / "run")
-    shutil.copy(searched / "classifier.keras", run)
     search_here(run, segments=2, refinements=1, skips=True, cost="parameters", trials=16)
     entries = read_pareto(run / "search" / "pareto.json")
     assert any(len(entry["schedule"]["timesteps"]) < 4 for entry in entries)

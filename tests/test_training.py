@@ -69,7 +69,7 @@ def uninterrupted(tmp_path_factory):
     ("step", "where", "left"),
     [
         pytest.param(2, "after step", [], marks=pytest.mark.slow),
-        (7, "after step", [4]),
+        pytest.param(7, "after step", [4], marks=pytest.mark.slow),
         (8, "within the checkpoint", [4]),
     ],
 )
