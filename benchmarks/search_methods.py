@@ -82,7 +82,7 @@ def run_method(method: Generations, measure: Measurements, trials: int) -> list[
 def make_method(name: str, space: ScheduleSpace, seed: int, options: Any) -> Generations:
     """A method by name."""
     macs, proxy = options.macs, importance_proxy(space, options.harm)
-    uniform = list(uniform_names(space))
+    uniform = space.uniforms()
     if name == "nsga2":
         room = options.population - len(uniform)
         return Evolution(

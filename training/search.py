@@ -43,8 +43,9 @@ def search_run(run: Run, options: SearchOptions | None = None, *, resume: bool =
     check_new_or_resumed(run, options.method, resume)
     problem = SearchProblem(run, options)
     settings = _keep_settings(problem)
-    entries = _run_trials(problem, settings)
-    return _finish(problem, entries, settings)
+    others = _other_methods(problem, settings)
+    entries = _run_trials(problem, settings, others)
+    return _finish(problem, {options.method: entries, **others})
 
 
 def _work(run: Run, options: SearchOptions) -> str:
@@ -53,7 +54,8 @@ def _work(run: Run, options: SearchOptions) -> str:
     # The chief writes them last: everything that trials need is there by then.
     announce("waiting for the chief")
     Role.WORKER.wait_for(problem.settings_path)
-    _run_trials(problem, _check_settings(problem, _read_settings(problem)))
+    settings = _check_settings(problem, _read_settings(problem))
+    _run_trials(problem, settings, _other_methods(problem, settings))
     return "the chief has no more trials"
 
 
@@ -95,12 +97,16 @@ def _check_settings(problem: SearchProblem, settings: dict[str, Any]) -> dict[st
     return settings
 
 
-def _run_trials(problem: SearchProblem, settings: Mapping[str, Any]) -> list[Entry]:
+def _run_trials(
+    problem: SearchProblem, settings: Mapping[str, Any], others: Mapping[str, list[Entry]]
+) -> list[Entry]:
+    """Run this method's trials; what the others have measured already is not measured again."""
     method = problem.options.method
     kept = settings["methods"].get(method) or problem.method_settings()
     proposer = problem.proposer(method, kept)
     folder = problem.run.method_path(method)
-    known = _known_results(problem, settings)
+    every = [entry for entries in others.values() for entry in entries]
+    known = {StepSchedule.from_dict(entry["schedule"]): entry for entry in every}
     done = len(list((folder / "trials").glob("trial_*")))
     total = min(problem.trials, proposer.space.size)
     with progress_bar(total, f"search ({method})", initial=done) as bar:
@@ -130,14 +136,6 @@ def _other_methods(problem: SearchProblem, settings: Mapping[str, Any]) -> dict[
     return found
 
 
-def _known_results(
-    problem: SearchProblem, settings: Mapping[str, Any]
-) -> dict[StepSchedule, Entry]:
-    """What other methods have measured already: no schedule costs a second evaluation."""
-    every = [entry for some in _other_methods(problem, settings).values() for entry in some]
-    return {StepSchedule.from_dict(entry["schedule"]): entry for entry in every}
-
-
 def _recalled(entry: Entry) -> dict[str, float]:
     """The numbers of a known result, whose calls were all saved."""
     numbers = {key: value for key, value in entry.items() if key not in ("schedule", "baseline")}
@@ -156,10 +154,9 @@ def _fingerprint(problem: SearchProblem, method: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _finish(problem: SearchProblem, entries: list[Entry], settings: Mapping[str, Any]) -> str:
+def _finish(problem: SearchProblem, methods: Mapping[str, list[Entry]]) -> str:
     """Choose among the trials of every method, confirm, and write what was found."""
     run, options, folder = problem.run, problem.options, problem.run.search_path
-    methods = {options.method: entries, **_other_methods(problem, settings)}
     methods = {method: methods[method] for method in METHODS if method in methods}
     front = pareto_entries([entry for some in methods.values() for entry in some], "cost")
     seeds = range(options.seed + 1, options.seed + 1 + CONFIRM_SEEDS)
@@ -174,11 +171,11 @@ def _finish(problem: SearchProblem, entries: list[Entry], settings: Mapping[str,
         full, chosen = choose(
             front, confirm, budget=options.budget, max_distance=options.max_distance
         )
-    write_pareto(folder / "pareto.json", [_public(entry, options.cost) for entry in front])
+    public = [_public(entry, options.cost) for entry in front]
+    write_pareto(folder / "pareto.json", public)
     result = search_result(problem, methods, confirm, full, chosen)
     write_json(folder / "result.json", result)
     chosen.schedule.save(run.schedule_path)
-    public = [_public(entry, options.cost) for entry in front]
     for name, figure in search_figures(public, chosen.schedule, result).items():
         with atomic_file(folder / f"{name}.png") as temporary:
             temporary.write_bytes(to_png(figure))

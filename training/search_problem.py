@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ddsm_tf.cost import cost_per_width, macs_per_width
+from ddsm_tf.cost import cost_per_width
 from ddsm_tf.errors import InputError, invalid
 from ddsm_tf.files import read_json, write_json
 from ddsm_tf.latency import time_widths
@@ -96,8 +96,8 @@ class SearchProblem:
         self.options = options
         self.model = run.load_model()
         unet = self.model.unet
-        self.macs: Mapping[float, float] = macs_per_width(unet)
-        self.cost = self.macs if options.cost == "macs" else cost_per_width(options.cost, unet)
+        self.macs: Mapping[float, float] = cost_per_width("macs", unet)
+        self.cost = cost_per_width(options.cost, unet)
         self.base = run.schedule("full", sampler=options.sampler, steps=options.steps)
         segments = options.segments or run.config.search_segments
         self.segments = min(segments * 2**options.refinements, len(self.base))
@@ -175,7 +175,7 @@ class SearchProblem:
             return random_schedules(space, max(settings["trials"], self.trials), seed)
         if method == "ramps":
             return ramp_schedules(space)
-        uniform = list(uniform_names(space))
+        uniform = space.uniforms()
         if method == "importance":
             genomes = self._importance_genomes(space, IMPORTANCE_BUDGETS)
             wanted = max(2, settings["trials"] - len(uniform))

@@ -7,9 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ddsm_tf.edge.sampler import EdgeSampler
-from ddsm_tf.latency import WARM_UP, latency_content, time_widths
-
-__all__ = ["WARM_UP", "benchmark"]
+from ddsm_tf.latency import latency_content, time_widths
 
 # What LiteRT's interpreter takes where it is not told; it starts no thread of its own then.
 DEFAULT_THREADS = 1

@@ -13,11 +13,12 @@ from typing import NoReturn
 import numpy as np
 
 from ddsm_tf.console import DONE, run_safely, without_stderr
-from ddsm_tf.edge.benchmark import WARM_UP, benchmark
+from ddsm_tf.edge.benchmark import benchmark
 from ddsm_tf.edge.bundle import Bundle
 from ddsm_tf.edge.sampler import EdgeSampler
 from ddsm_tf.errors import InputError
 from ddsm_tf.images import check_image_path, save_images
+from ddsm_tf.latency import WARM_UP
 from ddsm_tf.schedule import StepSchedule
 
 PROGRAM = "ddsm-edge"

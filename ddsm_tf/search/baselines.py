@@ -72,7 +72,7 @@ class PaperSearch(Generations):
 
     def first_generation(self) -> list[Genome]:
         random = np.random.default_rng([self.seed, 0])
-        uniform = [self.space.uniform(width) for width in self.space.widths]
+        uniform = self.space.uniforms()
         choices = len(self.space.choices)
 
         def draw() -> Genome:
@@ -118,7 +118,7 @@ class PaperSearch(Generations):
 def random_schedules(space: ScheduleSpace, count: int, seed: int) -> FixedSchedules:
     """Every uniform schedule and `count` random ones, spread over the costs."""
     random = np.random.default_rng([seed, 0])
-    uniform = [space.uniform(width) for width in space.widths]
+    uniform = space.uniforms()
     fixed = FixedSchedules(space, uniform)
     fixed.genomes += fixed.fill(count, set(uniform), lambda: random_genome(space, random))
     return fixed
@@ -128,8 +128,7 @@ def ramp_schedules(space: ScheduleSpace) -> FixedSchedules:
     """Every uniform schedule and every two-stage one; those that switch in the middle first."""
     half = space.segments / 2
     switches = sorted(range(1, space.segments), key=lambda switch: abs(switch - half))
-    uniform = [space.uniform(width) for width in space.widths]
-    return FixedSchedules(space, [*uniform, *ramps(space, switches)])
+    return FixedSchedules(space, [*space.uniforms(), *ramps(space, switches)])
 
 
 def importance_genomes(
@@ -163,7 +162,7 @@ def importance_genomes(
     budgets = np.linspace(1.0, min(lowest, 1.0), count + 2)[1:-1]
     harm = proxy[:, : len(space.widths)].T
     genomes = [allocate(harm, width_costs, budget) for budget in budgets]
-    uniform = {space.uniform(width) for width in space.widths}
+    uniform = set(space.uniforms())
     return [genome for genome in dict.fromkeys(genomes) if genome not in uniform]
 
 

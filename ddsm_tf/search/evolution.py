@@ -101,14 +101,14 @@ class Evolution(Generations):
 
     def ramp_genomes(self) -> list[Genome]:
         """The ramps of the first generation."""
-        uniform = [self.space.uniform(width) for width in self.space.widths]
+        uniform = self.space.uniforms()
         # A quarter of what is left: ramps span few of the schedules.
         room = max(0, self.population - len(uniform) - len(self.seeds)) // 4
         every = map(self._whole_blocks, ramps(self.space, [self.space.segments // 2]))
         return [ramp for ramp in every if ramp not in {*uniform, *self.seeds}][:room]
 
     def _fixed(self) -> list[Genome]:
-        uniform = [self.space.uniform(width) for width in self.space.widths]
+        uniform = self.space.uniforms()
         return list(dict.fromkeys([*uniform, *self.seeds, *self.ramp_genomes()]))
 
     def next_generation(

@@ -108,6 +108,10 @@ class ScheduleSpace:
         """The genome that runs every step at `width`."""
         return (self.index(width),) * self.segments
 
+    def uniforms(self) -> list[Genome]:
+        """The uniform genomes, widest first."""
+        return [self.uniform(width) for width in self.widths]
+
     def ramp(self, first: float, second: float, switch: int) -> Genome:
         """`first` for the first `switch` segments, then `second`."""
         before, after = self.index(first), self.index(second)
