@@ -1,0 +1,287 @@
+"""A typed client of the models that `ddsm export RUN savedmodel --serving DIR` wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from ddsm_tf.errors import ForeseenFailure, InputError, invalid
+from ddsm_tf.schedule import StepSchedule
+from ddsm_tf.serving.arguments import check_integer, check_model, check_target, finite_rows
+from ddsm_tf.serving.calls import (
+    CallFailed,
+    ModelSpec,
+    Signature,
+    Transport,
+    VersionStatus,
+    call_with_retries,
+    read_signatures,
+    read_status,
+)
+
+Result = TypeVar("Result")
+
+TRANSPORTS = ("grpc", "rest")
+MAX_MESSAGE_BYTES = 64 * 2**20
+
+
+def denoiser_model(model: str, width: float) -> str:
+    """The name under which a sampler's denoiser of one width is served: `ddsm_unet_0_5`."""
+    return f"{model}_unet_{str(float(width)).replace('.', '_')}"
+
+
+class ServingClient:
+    """Images from a model server.
+
+    Args:
+        target: "HOST:PORT"; usually port 8500 for gRPC, 8501 for REST.
+        model: name of the sampler on the server.
+        transport: "grpc" (the official stubs, which import TensorFlow) or "rest" (requests only).
+        version: serve from this version; the server's newest if left out.
+        label: serve from the version with this label; not together with `version`.
+        timeout: seconds that one call may take, its retries included; a call makes one batch.
+        retries: further attempts where the server is not reached or busy, with a growing pause.
+        max_message_bytes: of one request and one answer.
+        tls: False, True (the system's certificate authorities) or a PEM file of them.
+
+    Raises:
+        InputError: an argument breaks its rule.
+        MissingExtraError: the transport's package is not installed.
+
+    Every method that calls the server raises `InputError` where the server refuses what was asked
+    (no such model, version or signature, a bad value), and `ForeseenFailure` where it cannot be
+    reached, is too slow, or the message is too large.
+
+    Example:
+        >>> with ServingClient("localhost:8500", label="stable") as client:
+        ...     images = client.sample(64, seed=0)   # uint8 (64, H, W, C)
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        model: str = "ddsm",
+        transport: str = "grpc",
+        version: int | None = None,
+        label: str | None = None,
+        timeout: float = 120.0,
+        retries: int = 4,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+        tls: bool | str | Path = False,
+    ) -> None:
+        check_target(target)
+        check_model(model, version, label)
+        if transport not in TRANSPORTS:
+            raise invalid("transport", transport, f"must be one of {', '.join(TRANSPORTS)}")
+        if not 0 < timeout < float("inf"):
+            raise invalid("timeout", timeout, "must be a finite number of seconds above 0")
+        check_integer("retries", retries, 0)
+        check_integer("max_message_bytes", max_message_bytes, 1024, 2**31 - 1)
+        if isinstance(tls, str | Path):
+            tls = Path(tls)
+            if not tls.is_file():
+                raise invalid("tls", str(tls), "must be a PEM file of certificate authorities")
+        self.target = target
+        self.model = ModelSpec(model, version, label)
+        self.timeout, self.retries = timeout, retries
+        self._transport = _make_transport(transport, target, max_message_bytes, tls)
+
+    def __enter__(self) -> ServingClient:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give up the connection."""
+        self._transport.close()
+
+    def sample(self, count: int, seed: int = 0, *, batch_size: int = 16) -> np.ndarray:
+        """Images of the exported schedule: those of `DiffusionModel.sample` with the same seed.
+
+        Uses the signature `sample_images`, which works with and without batching on the server.
+
+        Args:
+            count: number of images N.
+            seed: in [0, 2**63); image i depends on seed and i only.
+            batch_size: images a call.
+
+        Returns:
+            uint8 (N, H, W, C).
+        """
+        check_integer("count", count, 1)
+        check_integer("batch_size", batch_size, 1)
+        check_integer("seed", seed, 0, 2**63 - 1)
+        return np.concatenate(
+            [
+                self._images("sample_images", _seeds(seed, first, count, batch_size))
+                for first in range(0, count, batch_size)
+            ]
+        )
+
+    def sample_from_noise(self, noise: np.ndarray, *, batch_size: int = 16) -> np.ndarray:
+        """Images of the exported schedule from the caller's noise.
+
+        Args:
+            noise: standard normal, (N, D, H, W, C): x_T, then the noise of every step that adds
+                some. D is 1 for deterministic DDIM; `signatures()` tells.
+            batch_size: images a call.
+
+        Returns:
+            uint8 (N, H, W, C).
+        """
+        check_integer("batch_size", batch_size, 1)
+        noise = finite_rows("noise", noise, 5)
+        return np.concatenate(
+            [
+                self._images("sample_noise", {"noise": noise[first : first + batch_size]})
+                for first in range(0, len(noise), batch_size)
+            ]
+        )
+
+    def sample_schedule(self, schedule: StepSchedule, count: int, seed: int = 0) -> np.ndarray:
+        """Images of any schedule over the model's widths, in one call.
+
+        The inputs are scalars, so a server that batches the sampler's requests refuses this.
+
+        Args:
+            schedule: must be made for the model's number of training timesteps.
+            count: number of images N.
+            seed: in [0, 2**63); image i depends on seed and i only.
+
+        Returns:
+            uint8 (N, H, W, C).
+        """
+        check_integer("count", count, 1)
+        check_integer("seed", seed, 0, 2**63 - 1)
+        inputs = {
+            "seed": np.int64(seed),
+            "count": np.int64(count),
+            "timesteps": np.array(schedule.timesteps, np.int32),
+            "widths": np.array(schedule.widths, np.float32),
+            "sampler": np.array(schedule.sampler),
+            "eta": np.float32(schedule.eta),
+            "variance": np.array(schedule.variance),
+        }
+        return self._images("sample_schedule", inputs, rows=count, remedy="count")
+
+    def denoise(self, x: np.ndarray, t: int | np.ndarray, width: float) -> np.ndarray:
+        """ε for x, float32 (N, H, W, C), at timestep t, a scalar or (N,), from one width's model.
+
+        Returns:
+            float32 (N, H, W, C).
+        """
+        x = finite_rows("x", x, 4)
+        timesteps = np.broadcast_to(np.asarray(t, np.float32), (len(x),))
+        name = denoiser_model(self.model.name, width)
+        model = ModelSpec(name, self.model.version, self.model.label)
+        noise = self._predict(model, "serve", {"x": x, "t": timesteps}, np.float32, "x")
+        return self._checked(noise, x.shape)
+
+    def signatures(self) -> dict[str, Signature]:
+        """The sampler's signatures, by name."""
+        answer = self._call(self.model, lambda left: self._transport.signatures(self.model, left))
+        return read_signatures(answer)
+
+    def status(self) -> list[VersionStatus]:
+        """The sampler's versions on the server, newest first."""
+        # The server answers for a version or for all; it does not look at labels here.
+        model = ModelSpec(self.model.name, self.model.version)
+        return read_status(self._call(model, lambda left: self._transport.status(model, left)))
+
+    def _images(
+        self,
+        signature: str,
+        inputs: Mapping[str, np.ndarray],
+        rows: int | None = None,
+        remedy: str = "batch_size",
+    ) -> np.ndarray:
+        images = self._predict(self.model, signature, inputs, np.uint8, remedy)
+        rows = len(next(iter(inputs.values()))) if rows is None else rows
+        return self._checked(images, (rows, *images.shape[1:]), rank=4)
+
+    def _checked(self, array: np.ndarray, shape: tuple[int, ...], rank: int = 4) -> np.ndarray:
+        if array.ndim != rank or array.shape != shape:
+            raise ForeseenFailure(
+                f"`target` (={self.target!r}) answered with an array of shape {array.shape}, not "
+                f"of {shape[0]} images; is it a model of `ddsm export RUN savedmodel --serving`?"
+            )
+        return array
+
+    def _predict(
+        self,
+        model: ModelSpec,
+        signature: str,
+        inputs: Mapping[str, np.ndarray],
+        dtype: type,
+        remedy: str,
+    ) -> np.ndarray:
+        def attempt(left: float) -> np.ndarray:
+            return self._transport.predict(model, signature, inputs, dtype, left)
+
+        return self._call(model, attempt, remedy)
+
+    def _call(
+        self, model: ModelSpec, attempt: Callable[[float], Result], remedy: str = "batch_size"
+    ) -> Result:
+        try:
+            return call_with_retries(attempt, timeout=self.timeout, retries=self.retries)
+        except CallFailed as error:
+            raise self._explain(model, error, remedy) from error
+
+    def _explain(self, model: ModelSpec, error: CallFailed, remedy: str) -> Exception:
+        """The error that a user can act on."""
+        message = _first_line(str(error))
+        server = f"`target` (={self.target!r})"
+        if error.code == "UNAVAILABLE":
+            return ForeseenFailure(
+                f"{server} cannot be reached or is busy, in {error.attempts} attempts: {message}; "
+                "check the address and port, and that the server has started"
+            )
+        if error.code == "DEADLINE_EXCEEDED":
+            return ForeseenFailure(
+                f"{server} did not answer in `timeout` (={self.timeout:g}) seconds; raise it or "
+                f"make `{remedy}` smaller"
+            )
+        if error.code == "RESOURCE_EXHAUSTED":
+            return ForeseenFailure(
+                f"a message to or from {server} is too large: {message}; make `{remedy}` smaller "
+                "or raise `max_message_bytes`"
+            )
+        if error.code == "NOT_FOUND" or "version label" in message:
+            return invalid("model", _describe(model), f"is not served by {self.target}: {message}")
+        if error.code in ("INVALID_ARGUMENT", "FAILED_PRECONDITION", "OUT_OF_RANGE"):
+            return InputError(f"{server} refused the request: {message}")
+        return ForeseenFailure(f"{server} failed with {error.code}: {message}")
+
+
+def _make_transport(
+    transport: str, target: str, max_message_bytes: int, tls: bool | Path
+) -> Transport:
+    if transport == "grpc":
+        from ddsm_tf.serving.grpc_transport import GrpcTransport
+
+        return GrpcTransport(target, max_message_bytes, tls)
+    from ddsm_tf.serving.rest_transport import RestTransport
+
+    return RestTransport(target, max_message_bytes, tls)
+
+
+def _seeds(seed: int, first: int, count: int, batch_size: int) -> dict[str, np.ndarray]:
+    index = np.arange(first, min(first + batch_size, count), dtype=np.int64)
+    return {"seed": np.full(len(index), seed, np.int64), "index": index}
+
+
+def _describe(model: ModelSpec) -> str:
+    if model.version is not None:
+        return f"{model.name}, version {model.version}"
+    return f"{model.name}, label {model.label}" if model.label is not None else model.name
+
+
+def _first_line(message: str) -> str:
+    """Without TensorFlow's trail of node names."""
+    return (message.strip().splitlines() or ["no message"])[0].split("[[{{node")[0].strip()
