@@ -12,7 +12,6 @@ tensors on a server. Networks predict ε. With s < t the next timestep of the sc
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,13 +39,13 @@ class StepCoefficients(NamedTuple):
 
 
 def ddpm_step(
-    alpha_bar: float, alpha_bar_next: float, variance: str = "fixed_large"
+    alpha_bar: Any, alpha_bar_next: Any, variance: str = "fixed_large"
 ) -> StepCoefficients:
     """Ancestral step (DDPM, equations 7 and 15), also between timesteps that are not neighbours.
 
     Args:
-        alpha_bar: ᾱ_t.
-        alpha_bar_next: ᾱ_s with s < t; 1 for the last step, which adds no noise.
+        alpha_bar: ᾱ_t, a number, array or tensor, and so the coefficients.
+        alpha_bar_next: ᾱ_s with s < t; 1 for the last step, whose noise is left out.
         variance: "fixed_large" (σ² = β) or "fixed_small" (σ² = β̃), DDPM section 3.2.
     """
     alpha = alpha_bar / alpha_bar_next
@@ -55,45 +54,48 @@ def ddpm_step(
     noise_variance = beta if variance == "fixed_large" else posterior_variance
     return StepCoefficients(
         *_x0_from_epsilon(alpha_bar),
-        x_from_x0=np.sqrt(alpha_bar_next) * beta / (1.0 - alpha_bar),
-        x_from_x=np.sqrt(alpha) * (1.0 - alpha_bar_next) / (1.0 - alpha_bar),
-        x_from_noise=np.sqrt(noise_variance) if alpha_bar_next < 1.0 else 0.0,
+        x_from_x0=alpha_bar_next**0.5 * beta / (1.0 - alpha_bar),
+        x_from_x=alpha**0.5 * (1.0 - alpha_bar_next) / (1.0 - alpha_bar),
+        x_from_noise=noise_variance**0.5,
     )
 
 
-def ddim_step(alpha_bar: float, alpha_bar_next: float, eta: float = 0.0) -> StepCoefficients:
+def ddim_step(alpha_bar: Any, alpha_bar_next: Any, eta: Any = 0.0) -> StepCoefficients:
     """Implicit step (DDIM, arXiv 2010.02502, equations 12 and 16); ε is taken from the clipped x̂_0.
 
     Args:
-        alpha_bar: ᾱ_t.
+        alpha_bar: ᾱ_t, a number, array or tensor, and so the coefficients.
         alpha_bar_next: ᾱ_s with s < t; 1 for the last step.
         eta: 0 is deterministic, 1 has the noise of DDPM's fixed-small variance.
     """
-    sigma = eta * np.sqrt((1.0 - alpha_bar_next) / (1.0 - alpha_bar))
-    sigma *= np.sqrt(1.0 - alpha_bar / alpha_bar_next)
-    direction = np.sqrt(np.maximum(1.0 - alpha_bar_next - sigma**2, 0.0))
-    x_from_x = direction / np.sqrt(1.0 - alpha_bar)
+    sigma = eta * ((1.0 - alpha_bar_next) / (1.0 - alpha_bar)) ** 0.5
+    sigma *= (1.0 - alpha_bar / alpha_bar_next) ** 0.5
+    # Never negative but for rounding.
+    direction = abs(1.0 - alpha_bar_next - sigma**2) ** 0.5
+    x_from_x = direction / (1.0 - alpha_bar) ** 0.5
     return StepCoefficients(
         *_x0_from_epsilon(alpha_bar),
-        x_from_x0=np.sqrt(alpha_bar_next) - x_from_x * np.sqrt(alpha_bar),
+        x_from_x0=alpha_bar_next**0.5 - x_from_x * alpha_bar**0.5,
         x_from_x=x_from_x,
         x_from_noise=sigma,
     )
 
 
-def _x0_from_epsilon(alpha_bar: float) -> tuple[float, float]:
+def _x0_from_epsilon(alpha_bar: Any) -> tuple[float, float]:
     """x̂_0 = (x_t - sqrt(1 - ᾱ_t) ε) / sqrt(ᾱ_t) (DDPM, equation 15; DDIM, equation 9)."""
-    return 1.0 / np.sqrt(alpha_bar), -np.sqrt(1.0 / alpha_bar - 1.0)
+    return 1.0 / alpha_bar**0.5, -((1.0 / alpha_bar - 1.0) ** 0.5)
 
 
 def step_coefficients(schedule: StepSchedule, table: NoiseTable) -> list[StepCoefficients]:
     """The coefficients of every step of `schedule`, as Python floats."""
-    alpha_bars = [*table.alphas_cumprod[list(schedule.timesteps)], 1.0]
+    now = table.alphas_cumprod[list(schedule.timesteps)]
+    after = np.append(now[1:], 1.0)
     if schedule.sampler == "ddpm":
-        rows = [ddpm_step(now, after, schedule.variance) for now, after in pairwise(alpha_bars)]
+        columns = ddpm_step(now, after, schedule.variance)
     else:
-        rows = [ddim_step(now, after, schedule.eta) for now, after in pairwise(alpha_bars)]
-    return [StepCoefficients(*map(float, row)) for row in rows]
+        columns = ddim_step(now, after, schedule.eta)
+    rows = [StepCoefficients(*row) for row in np.stack(columns, axis=1).tolist()]
+    return [*rows[:-1], rows[-1]._replace(x_from_noise=0.0)]
 
 
 def clip_to_range(x0: np.ndarray) -> np.ndarray:

@@ -28,11 +28,12 @@ def export(
     """Export every width of a network into a new folder.
 
     Args:
-        kind: "savedmodel" (`unet_1_0/1/` …, as TF Serving wants it), "tflite" (`unet_1_0.tflite`
-            …) or "bundle" (those, a manifest, the noise table and the schedule).
+        kind: "savedmodel" (`sampler/1/` with all widths, and a denoiser a width, `unet_1_0/1/` …,
+            as TF Serving wants them), "tflite" (`unet_1_0.tflite` …) or "bundle" (those, a
+            manifest, the noise table and the schedule).
         unet: the trained `SlimmableUNet`.
         noise_table: the one it was trained with.
-        schedule: the schedule that a bundle samples with.
+        schedule: the schedule that a bundle and the sampler's SavedModel sample with.
         out: folder to make; it appears whole or not at all.
         quantize: see `ddsm_tf.export.tflite.convert`.
         overwrite: replace a folder that is there.
@@ -50,9 +51,10 @@ def export(
     schedule.check_model(unet.widths, noise_table.train_timesteps)
     with atomic_folder(out, overwrite=overwrite) as folder:
         if kind == "savedmodel":
-            from ddsm_tf.export.savedmodel import write_savedmodels
+            from ddsm_tf.export.savedmodel import VERSION, write_sampler, write_savedmodels
 
             write_savedmodels(unet, folder)
+            write_sampler(unet, noise_table, schedule, folder / "sampler" / VERSION)
         else:
             from ddsm_tf.export.tflite import write_tflite
 

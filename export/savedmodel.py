@@ -12,6 +12,9 @@ import tensorflow as tf
 
 from ddsm_tf.errors import InputError, invalid
 from ddsm_tf.export import width_name
+from ddsm_tf.export.sampler_graph import SamplerGraph
+from ddsm_tf.noise import NoiseTable
+from ddsm_tf.schedule import StepSchedule
 
 VERSION = "1"
 
@@ -42,6 +45,40 @@ def write_savedmodels(unet: Any, folder: Path) -> None:
         archive.track(subnet)
         archive.add_endpoint("serve", denoiser_function(subnet))
         archive.write_out(str(folder / width_name(width) / VERSION), verbose=False)
+
+
+def write_sampler(
+    unet: Any, noise_table: NoiseTable, schedule: StepSchedule, path: str | os.PathLike
+) -> None:
+    """Write the sampler SavedModel: every width, and the loop that switches between them.
+
+    `tf.saved_model.load` reads it in a process without this package. Signatures, all of which give
+    `images`, uint8 (N, H, W, C):
+
+    - `sample` (also `serving_default`): `seed` and `count`, int64 scalars.
+    - `sample_images`: `seed` and `index`, int64 (N,) each: row n is image index[n] of seed[n]. A
+      server may join the rows of several requests.
+    - `sample_noise`: `noise`, float32 (N, D, H, W, C) with D draws: x_T and one for each step that
+      adds noise.
+    - `sample_schedule`: `seed`, `count`, and the fields of a schedule: `timesteps` int32 (S,),
+      `widths` float32 (S,), `sampler` and `variance` text, `eta` float32.
+
+    Args:
+        unet: the trained `SlimmableUNet`.
+        noise_table: the one it was trained with.
+        schedule: that of all signatures but the last.
+        path: folder to make.
+    """
+    archive = keras.export.ExportArchive()
+    denoisers = {}
+    for width in unet.widths:
+        subnet = unet.subnet(width)
+        archive.track(subnet)
+        denoisers[width] = denoiser_function(subnet)
+    graph = SamplerGraph(denoisers, noise_table, schedule, unet.image_shape)
+    for name, function in graph.signatures().items():
+        archive.add_endpoint(name, function)
+    archive.write_out(str(path), verbose=False)
 
 
 class SavedModelDenoiser:

@@ -11,6 +11,10 @@ import sys
 import numpy as np
 import pytest
 
+from ddsm_tf.schedule import StepSchedule, even_timesteps
+
+# η > 0, so that the noise of every step counts; the odd steps are narrow.
+NOISY_SCHEDULE = StepSchedule(even_timesteps(1000, 10), (1.0, 0.5) * 5, eta=0.5)
 TINY = {
     "image_size": 8,
     "channels": 1,
@@ -68,9 +72,17 @@ def tiny_unet():
 @pytest.fixture(scope="session")
 def tiny_schedule():
     """Twenty DDIM steps, half of them narrow."""
-    from ddsm_tf.schedule import StepSchedule, even_timesteps
-
     return StepSchedule(even_timesteps(1000, 20), (0.5, 1.0) * 10)
+
+
+@pytest.fixture(scope="session")
+def tiny_savedmodels(tiny_unet, tmp_path_factory):
+    """Every width of `tiny_unet`, and the sampler with `NOISY_SCHEDULE`."""
+    from ddsm_tf.export import export
+    from ddsm_tf.noise import NoiseTable
+
+    out = tmp_path_factory.mktemp("savedmodels") / "out"
+    return export("savedmodel", tiny_unet, NoiseTable.linear(1000), NOISY_SCHEDULE, out)
 
 
 @pytest.fixture(scope="session")

@@ -22,12 +22,6 @@ TABLE = NoiseTable.linear(1000)
 
 
 @pytest.fixture(scope="module")
-def savedmodels(tiny_unet, tiny_schedule, tmp_path_factory):
-    out = tmp_path_factory.mktemp("exports") / "savedmodels"
-    return export("savedmodel", tiny_unet, TABLE, tiny_schedule, out)
-
-
-@pytest.fixture(scope="module")
 def keras_images(tiny_unet, tiny_schedule):
     return DiffusionModel(tiny_unet, TABLE).sample(tiny_schedule, COUNT, seed=5)
 
@@ -43,8 +37,8 @@ def test_keras_images_are_worth_comparing(keras_images):
     assert len(np.unique(keras_images.reshape(COUNT, -1), axis=0)) == COUNT
 
 
-def test_savedmodel_gives_the_same_images(savedmodels, tiny_schedule, keras_images):
-    denoise = SavedModelDenoiser(savedmodels)
+def test_savedmodel_gives_the_same_images(tiny_savedmodels, tiny_schedule, keras_images):
+    denoise = SavedModelDenoiser(tiny_savedmodels)
     images = sample_images(denoise, tiny_schedule, TABLE, (8, 8, 1), COUNT, seed=5, batch_size=4)
     assert share_within_one(images, keras_images) >= 0.999
 
@@ -55,11 +49,13 @@ def test_litert_gives_the_same_images_at_any_batch_size(tiny_bundle, keras_image
     assert share_within_one(images, keras_images) >= 0.999
 
 
-def test_one_step_of_every_width_agrees_to_float_precision(tiny_unet, savedmodels, tiny_bundle):
+def test_one_step_of_every_width_agrees_to_float_precision(
+    tiny_unet, tiny_savedmodels, tiny_bundle
+):
     random = np.random.default_rng(0)
     x = random.standard_normal((3, 8, 8, 1)).astype(np.float32)
     t = np.array([0, 500, 999], np.float32)
-    edge, server = EdgeSampler(Bundle.load(tiny_bundle)), SavedModelDenoiser(savedmodels)
+    edge, server = EdgeSampler(Bundle.load(tiny_bundle)), SavedModelDenoiser(tiny_savedmodels)
     for width in tiny_unet.widths:
         expected = np.asarray(tiny_unet(x, t, width=width))
         assert np.abs(expected).max() > 0.1
@@ -67,9 +63,9 @@ def test_one_step_of_every_width_agrees_to_float_precision(tiny_unet, savedmodel
         np.testing.assert_allclose(edge.denoise(x, t, width), expected, atol=1e-5)
 
 
-def test_savedmodels_are_laid_out_for_tf_serving(savedmodels):
-    assert (savedmodels / "unet_1_0" / "1" / "saved_model.pb").is_file()
-    signature = tf.saved_model.load(str(savedmodels / "unet_0_5" / "1")).signatures["serve"]
+def test_savedmodels_are_laid_out_for_tf_serving(tiny_savedmodels):
+    assert (tiny_savedmodels / "unet_1_0" / "1" / "saved_model.pb").is_file()
+    signature = tf.saved_model.load(str(tiny_savedmodels / "unet_0_5" / "1")).signatures["serve"]
     shapes = {
         name: s.shape.as_list() for name, s in signature.structured_input_signature[1].items()
     }
@@ -165,9 +161,9 @@ def test_overwrite_replaces_the_whole_folder(tiny_unet, tiny_schedule, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_missing_savedmodel_is_named(tmp_path, savedmodels):
+def test_a_missing_savedmodel_is_named(tmp_path, tiny_savedmodels):
     with pytest.raises(InputError, match="folder of SavedModels"):
         SavedModelDenoiser(tmp_path / "nothing")
     x = np.zeros((1, 8, 8, 1), np.float32)
     with pytest.raises(InputError, match=r"`width` \(=0.75\)"):
-        SavedModelDenoiser(savedmodels)(x, 0, 0.75)
+        SavedModelDenoiser(tiny_savedmodels)(x, 0, 0.75)

@@ -4,12 +4,41 @@ import numpy as np
 import pytest
 
 from ddsm_tf.errors import InputError
-from ddsm_tf.seeds import ImageNoise
+from ddsm_tf.seeds import ImageNoise, box_muller, philox
 
 # Made once with NumPy 2.4; if these change, every sample anyone has reported changes.
-FIRST = [-1.8313077688217163, -0.1773543506860733, 0.038279201835393906, -0.4029516279697418]
-SECOND = [0.002051332499831915, -0.09432702511548996, 3.298274517059326, 2.0120584964752197]
-OTHER_IMAGE = [-0.8462426662445068, 0.93642657995224, -1.1081104278564453, 0.527085542678833]
+FIRST = [0.991137683391571, -0.9246625900268555, -0.6176089644432068, -0.48206859827041626]
+SECOND = [1.1363673210144043, -0.6758829951286316, 1.2405917644500732, 0.2242511361837387]
+OTHER_IMAGE = [1.0675901174545288, -0.4253441393375397, -2.3679730892181396, -0.2314968854188919]
+# Counter, key and output as published with the generator (Random123's known answers).
+PHILOX_ANSWERS = [
+    ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+    (
+        (0xFFFFFFFF,) * 4,
+        (0xFFFFFFFF,) * 2,
+        (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD),
+    ),
+    (
+        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+        (0xA4093822, 0x299F31D0),
+        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    ),
+]
+
+
+@pytest.mark.parametrize(("counter", "key", "words"), PHILOX_ANSWERS)
+def test_philox_gives_the_published_words(counter, key, words):
+    found = philox(tuple(map(np.uint64, counter)), tuple(map(np.uint64, key)))
+    assert tuple(map(int, found)) == words
+
+
+def test_box_muller_of_known_words():
+    quarter, half = 2.0**30, 2.0**31
+    radius = np.sqrt(-2 * np.log((half + 0.5) / 2**32))
+    found = box_muller([np.array([half]), np.array([quarter]), np.array([half]), np.zeros(1)], np)
+    np.testing.assert_allclose(found, [[0.0, radius, radius, 0.0]], atol=1e-12)
+    extreme = box_muller([np.zeros(1)] * 4, np)
+    assert 6.7 < extreme.max() < 6.8
 
 
 def test_values_are_frozen():
@@ -29,6 +58,19 @@ def test_image_does_not_depend_on_its_batch():
         np.testing.assert_array_equal(whole.draw()[5:8], part.draw())
 
 
+def test_an_image_of_a_size_that_is_no_multiple_of_four():
+    odd = ImageNoise(7, 0, 2, (3, 3, 1)).draw()
+    whole = ImageNoise(7, 0, 2, (3, 4, 1)).draw()
+    np.testing.assert_array_equal(odd.reshape(2, -1), whole.reshape(2, -1)[:, :9])
+
+
+def test_draws_of_one_image_are_not_correlated():
+    noise = ImageNoise(3, 5, 1, (64, 64, 1))
+    draws = np.stack([noise.draw().ravel() for _ in range(8)])
+    others = np.corrcoef(draws)[~np.eye(8, dtype=bool)]
+    assert np.abs(others).max() < 5 / 64
+
+
 def test_images_seeds_and_draws_differ():
     draws = []
     for seed in (0, 1, 2**31, 2**32 - 1):
@@ -38,7 +80,6 @@ def test_images_seeds_and_draws_differ():
 
 
 def test_large_seed_is_not_another_image_of_a_small_seed():
-    # SeedSequence splits 2**32 into the words 0 and 1, as if seed 0 and image 1 were meant.
     large = ImageNoise(2**32, 0, 1, (4, 4, 1)).draw()
     assert not np.array_equal(large, ImageNoise(0, 1, 1, (4, 4, 1)).draw())
 

@@ -127,9 +127,9 @@ def _prepare_litert(
 
 
 def _prepare_savedmodel(run: Run, model: Any, folder: Path) -> Callable[..., dict[str, Any]]:
-    from ddsm_tf.export.savedmodel import SavedModelDenoiser
+    from ddsm_tf.export.savedmodel import SavedModelDenoiser, write_savedmodels
 
-    export("savedmodel", model.unet, run.noise_table, run.schedule("full"), folder)
+    write_savedmodels(model.unet, folder)
     versions = {"tensorflow": tf.__version__}
     return partial(_benchmark, model, SavedModelDenoiser(folder), "savedmodel", versions)
 
