@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ddsm_tf.console import BAD_INPUT, DONE, FAILED, debugging, run_safely, say, without_stderr
-from ddsm_tf.errors import InputError, missing_extra
+from ddsm_tf.errors import InputError, invalid, missing_extra
 
 try:
     import click
@@ -69,6 +69,7 @@ def _group() -> Any:
         export,
         latency,
         report,
+        serve_sample,
     ):
         group.add_command(command)
     return group
@@ -272,7 +273,7 @@ if click is not None:
     @click.command()
     @run_argument
     @click.argument("kind", type=click.Choice(["savedmodel", "tflite", "bundle"]))
-    @click.option("-o", "out", required=True, metavar="DIR")
+    @click.option("-o", "out", metavar="DIR", help="Folder to make; this or --serving.")
     @click.option(
         "--quantize",
         type=click.Choice(["none", "float16", "dynamic"]),
@@ -281,23 +282,90 @@ if click is not None:
     )
     @schedule_option
     @overwrite_option
+    @click.option(
+        "--serving", metavar="DIR", help="Add a version to a folder that TensorFlow Serving serves."
+    )
+    @click.option("--model", metavar="NAME", help="With --serving: the model; ddsm if left out.")
+    @click.option(
+        "--label",
+        metavar="LABEL",
+        help="With --serving: the version's label; stable at first, then canary, if left out.",
+    )
+    @click.option(
+        "--mount",
+        metavar="PATH",
+        help="With --serving: where the server sees DIR; as before, or /models, if left out.",
+    )
+    @click.option(
+        "--batch-sampler",
+        is_flag=True,
+        help="With --serving: the server may join requests for samples.",
+    )
     def export(
-        run: str, kind: str, out: str, quantize: str, schedule: str, overwrite: bool
+        run: str,
+        kind: str,
+        out: str | None,
+        quantize: str,
+        schedule: str,
+        overwrite: bool,
+        **serving: Any,
     ) -> None:
         """Export every width: SavedModel, TFLite, or the bundle for `ddsm-edge`."""
+        _check_export(kind, out, quantize, overwrite, serving)
         opened = _open_run(run)
-        from ddsm_tf.export import export as export_unet
+        unet, chosen = opened.load_unet(), opened.schedule(schedule)
+        if out is None:
+            from ddsm_tf.export.serving import write_serving
 
-        path = export_unet(
-            kind,
-            opened.load_unet(),
-            opened.noise_table,
-            opened.schedule(schedule),
-            out,
-            quantize=quantize,
-            overwrite=overwrite,
-        )
+            given = {name: value for name, value in serving.items() if value is not None}
+            path = write_serving(unet, opened.noise_table, chosen, given.pop("serving"), **given)
+        else:
+            from ddsm_tf.export import export as export_unet
+
+            path = export_unet(
+                kind, unet, opened.noise_table, chosen, out, quantize=quantize, overwrite=overwrite
+            )
         click.echo(path)
+
+    @click.command("serve-sample")
+    @click.option("--target", required=True, metavar="HOST:PORT", help="8500 is usual for gRPC.")
+    @click.option(
+        "--transport", type=click.Choice(["grpc", "rest"]), default="grpc", show_default=True
+    )
+    @click.option("--model", default="ddsm", show_default=True, metavar="NAME")
+    @click.option("--model-version", "version", type=click.IntRange(min=0), help="Not the newest.")
+    @click.option("--label", metavar="LABEL", help="The version with this label, such as stable.")
+    @click.option("-n", "count", type=click.IntRange(min=1), default=64, show_default=True)
+    @seed_option
+    @click.option(
+        "--batch", type=click.IntRange(min=1), default=16, show_default=True, help="Images a call."
+    )
+    @click.option("--schedule", metavar="FILE", help="Any schedule, in one call; else the model's.")
+    @click.option(
+        "--timeout", type=float, default=120.0, show_default=True, help="Seconds for each call."
+    )
+    @click.option("--tls", metavar="system|FILE.pem", help="TLS, with these authorities.")
+    @click.option("-o", "out", required=True, metavar="FILE.png|FILE.npy")
+    def serve_sample(
+        count: int, seed: int, batch: int, schedule: str | None, out: str, **server: Any
+    ) -> None:
+        """Sample images from a TensorFlow Serving server."""
+        from ddsm_tf.images import check_image_path, save_images
+        from ddsm_tf.schedule import StepSchedule
+        from ddsm_tf.serving import ServingClient
+
+        check_image_path(out)
+        steps = StepSchedule.load(schedule) if schedule else None
+        server["tls"] = {None: False, "system": True}.get(server["tls"], server["tls"])
+        _quiet_logs()
+        # The gRPC stubs import TensorFlow, which has something to say.
+        with without_stderr(lambda: ServingClient(**server)) as client:
+            if steps:
+                images = client.sample_schedule(steps, count, seed)
+            else:
+                images = client.sample(count, seed, batch_size=batch)
+        save_images(images, out)
+        click.echo(out)
 
     @click.command()
     @run_argument
@@ -353,6 +421,25 @@ if click is not None:
     commands = _group()
 
 
+def _check_export(
+    kind: str, out: str | None, quantize: str, overwrite: bool, serving: dict[str, Any]
+) -> None:
+    """Raise `InputError` unless -o or --serving is given, with the options that belong to it."""
+    if (out is None) == (serving["serving"] is None):
+        raise InputError("`-o` or `--serving` must be given, and not both")
+    if out is not None:
+        extra = [name for name, value in serving.items() if value]
+        if extra:
+            raise InputError(f"`--{extra[0].replace('_', '-')}` belongs to --serving, not to -o")
+        return
+    if kind != "savedmodel":
+        raise invalid("kind", kind, "must be savedmodel with --serving")
+    if quantize != "none":
+        raise invalid("quantize", quantize, "must be none with --serving; the server runs float32")
+    if overwrite:
+        raise InputError("`--overwrite` belongs to -o; --serving adds a version beside the others")
+
+
 def _open_run(path: str, threads: int = 0) -> Any:
     from ddsm_tf.training.run import Run
 
@@ -370,12 +457,16 @@ def quiet_tensorflow(threads: int = 0) -> None:
     Raises:
         InputError: it has started already, with another number.
     """
+    _quiet_logs()
+    without_stderr(lambda: _start_tensorflow(threads))
+
+
+def _quiet_logs() -> None:
     if not debugging():
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         for name in ("absl", "tensorflow"):
             logging.getLogger(name).setLevel(logging.ERROR)
         warnings.simplefilter("ignore")
-    without_stderr(lambda: _start_tensorflow(threads))
 
 
 def _start_tensorflow(threads: int) -> None:

@@ -42,7 +42,7 @@ class Signature:
 
 @dataclass(frozen=True)
 class VersionStatus:
-    """A version of a model, its state ("AVAILABLE", "LOADING", …) and what went wrong, if anything."""
+    """A version of a model, its state ("AVAILABLE", "LOADING", …) and its error, or ""."""
 
     version: int
     state: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -26,6 +27,7 @@ Result = TypeVar("Result")
 
 TRANSPORTS = ("grpc", "rest")
 MAX_MESSAGE_BYTES = 64 * 2**20
+REFUSED = ("INVALID_ARGUMENT", "FAILED_PRECONDITION", "OUT_OF_RANGE")
 
 
 def denoiser_model(model: str, width: float) -> str:
@@ -128,7 +130,7 @@ class ServingClient:
 
         Args:
             noise: standard normal, (N, D, H, W, C): x_T, then the noise of every step that adds
-                some. D is 1 for deterministic DDIM; `signatures()` tells.
+                some. D is 1 for deterministic DDIM; the server refuses any other.
             batch_size: images a call.
 
         Returns:
@@ -235,11 +237,11 @@ class ServingClient:
 
     def _explain(self, model: ModelSpec, error: CallFailed, remedy: str) -> Exception:
         """The error that a user can act on."""
-        message = _first_line(str(error))
+        reason = _reason(str(error))
         server = f"`target` (={self.target!r})"
         if error.code == "UNAVAILABLE":
             return ForeseenFailure(
-                f"{server} cannot be reached or is busy, in {error.attempts} attempts: {message}; "
+                f"{server} cannot be reached or is busy: {reason} (attempts: {error.attempts}); "
                 "check the address and port, and that the server has started"
             )
         if error.code == "DEADLINE_EXCEEDED":
@@ -249,14 +251,17 @@ class ServingClient:
             )
         if error.code == "RESOURCE_EXHAUSTED":
             return ForeseenFailure(
-                f"a message to or from {server} is too large: {message}; make `{remedy}` smaller "
+                f"a message to or from {server} is too large: {reason}; make `{remedy}` smaller "
                 "or raise `max_message_bytes`"
             )
-        if error.code == "NOT_FOUND" or "version label" in message:
-            return invalid("model", _describe(model), f"is not served by {self.target}: {message}")
-        if error.code in ("INVALID_ARGUMENT", "FAILED_PRECONDITION", "OUT_OF_RANGE"):
-            return InputError(f"{server} refused the request: {message}")
-        return ForeseenFailure(f"{server} failed with {error.code}: {message}")
+        if error.code == "NOT_FOUND" or "version label" in reason:
+            return invalid("model", _describe(model), f"is not served by {self.target}: {reason}")
+        if error.code in REFUSED and "ignature" in reason and "not found" in reason:
+            rule = "is no model of `ddsm export RUN savedmodel --serving`, or is another of them"
+            return invalid("model", _describe(model), f"{rule}: {reason}")
+        if error.code in REFUSED:
+            return InputError(f"{server} refused the request: {reason}")
+        return ForeseenFailure(f"{server} failed with {error.code}: {reason}")
 
 
 def _make_transport(
@@ -282,6 +287,9 @@ def _describe(model: ModelSpec) -> str:
     return f"{model.name}, label {model.label}" if model.label is not None else model.name
 
 
-def _first_line(message: str) -> str:
-    """Without TensorFlow's trail of node names."""
-    return (message.strip().splitlines() or ["no message"])[0].split("[[{{node")[0].strip()
+def _reason(message: str) -> str:
+    """One line of the server's message: the rule that was broken, if the model states one."""
+    lines = [line.split("[[{{node")[0].strip() for line in message.splitlines()]
+    rules = [re.search(r"assertion failed: \[(.*)\]", line) for line in lines]
+    found = next(filter(None, rules), None)
+    return found[1] if found else next(filter(None, lines), "no message")

@@ -73,7 +73,10 @@ class GrpcTransport:
         if len(response.outputs) != 1:
             raise CallFailed("INTERNAL", f"{len(response.outputs)} outputs instead of one")
         (output,) = response.outputs.values()
-        return tf.make_ndarray(output).astype(dtype, casting="no")
+        array = tf.make_ndarray(output)
+        if array.dtype != dtype:
+            raise CallFailed("INTERNAL", f"the answer is {array.dtype}, not {np.dtype(dtype)}")
+        return array
 
     def signatures(self, model: ModelSpec, timeout: float) -> Mapping[str, Any]:
         request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
