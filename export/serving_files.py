@@ -29,8 +29,8 @@ DEFAULT_MOUNT = "/models"
 COPIED = ("batching.config", "monitoring.config")
 DEPLOYMENT = ("compose.yaml", "kubernetes.yaml")
 HEADER = """\
-# ModelServerConfig of TensorFlow Serving (--model_config_file). `ddsm export` keeps what stands here
-# but comments, and adds versions and labels. To roll out or back, change a label's version: the
+# ModelServerConfig of TensorFlow Serving (--model_config_file). `ddsm export` adds models and
+# labels, and keeps the rest but for comments. To roll out or back, change a label's version: the
 # server reads the file again every --model_config_file_poll_wait_seconds.
 """
 

@@ -1,7 +1,7 @@
 """Warm-up requests: TensorFlow Serving replays them while it loads a version.
 
-The file is `assets.extra/tf_serving_warmup_requests`, a TFRecord of `PredictionLog`s. A request that
-fails keeps its version from loading.
+The file is `assets.extra/tf_serving_warmup_requests`, a TFRecord of `PredictionLog`s. A request
+that fails keeps its version from loading.
 """
 
 from __future__ import annotations

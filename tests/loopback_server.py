@@ -42,7 +42,10 @@ class Version:
     """One version of a model, in a session of its own."""
 
     def __init__(self, path):
-        self.session = tf.compat.v1.Session(graph=tf.Graph())
+        # Unlike the server, without optimising the graph: that takes seconds for each signature.
+        config = tf.compat.v1.ConfigProto()
+        config.graph_options.rewrite_options.disable_meta_optimizer = True
+        self.session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
         with self.session.graph.as_default():
             meta = tf.compat.v1.saved_model.loader.load(self.session, ["serve"], str(path))
         self.signatures = dict(meta.signature_def)
@@ -94,7 +97,7 @@ class LoopbackServer:
         calls: all calls, failed ones too.
     """
 
-    def __init__(self, folder, max_receive_bytes=-1):
+    def __init__(self, folder, max_receive_bytes=-1, grpc_port=0, rest_port=0):
         config = text_format.Parse(
             (Path(folder) / "models.config").read_text(),
             model_server_config_pb2.ModelServerConfig(),
@@ -112,10 +115,10 @@ class LoopbackServer:
         services = Services(self)
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(services, self._grpc)
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(services, self._grpc)
-        self.grpc = f"127.0.0.1:{self._grpc.add_insecure_port('127.0.0.1:0')}"
+        self.grpc = f"127.0.0.1:{self._grpc.add_insecure_port(f'127.0.0.1:{grpc_port}')}"
         self._grpc.start()
         handler = type("Handler", (RestHandler,), {"loopback": self})
-        self._rest = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._rest = ThreadingHTTPServer(("127.0.0.1", rest_port), handler)
         self.rest = f"127.0.0.1:{self._rest.server_address[1]}"
         threading.Thread(target=self._rest.serve_forever, daemon=True).start()
 

@@ -292,4 +292,5 @@ def _reason(message: str) -> str:
     lines = [line.split("[[{{node")[0].strip() for line in message.splitlines()]
     rules = [re.search(r"assertion failed: \[(.*)\]", line) for line in lines]
     found = next(filter(None, rules), None)
-    return found[1] if found else next(filter(None, lines), "no message")
+    # TensorFlow escapes the quotes of a rule.
+    return found[1].replace("\\'", "'") if found else next(filter(None, lines), "no message")
