@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ddsm_tf.console import BAD_INPUT, DONE, FAILED, debugging, run_safely, say, without_stderr
-from ddsm_tf.errors import InputError, missing_extra
+from ddsm_tf.errors import InputError, invalid, missing_extra
 
 try:
     import click
@@ -280,9 +280,22 @@ if click is not None:
         show_default=True,
     )
     @schedule_option
+    @click.option(
+        "--add-schedule",
+        "added",
+        multiple=True,
+        metavar="NAME=FILE|uniform:W",
+        help="A further schedule of a bundle, for `ddsm-edge --schedule NAME`; may be repeated.",
+    )
     @overwrite_option
     def export(
-        run: str, kind: str, out: str, quantize: str, schedule: str, overwrite: bool
+        run: str,
+        kind: str,
+        out: str,
+        quantize: str,
+        schedule: str,
+        added: tuple[str, ...],
+        overwrite: bool,
     ) -> None:
         """Export every width: SavedModel, TFLite, or the bundle for `ddsm-edge`."""
         opened = _open_run(run)
@@ -295,6 +308,8 @@ if click is not None:
             opened.schedule(schedule),
             out,
             quantize=quantize,
+            schedules=_named_schedules(opened, added),
+            provenance=opened.provenance,
             overwrite=overwrite,
         )
         click.echo(path)
@@ -359,6 +374,15 @@ def _open_run(path: str, threads: int = 0) -> Any:
     run = Run.open(path)
     quiet_tensorflow(threads)
     return run
+
+
+def _named_schedules(run: Any, texts: tuple[str, ...]) -> dict[str, Any]:
+    """The schedules of `NAME=FILE` texts."""
+    pairs = [text.partition("=") for text in texts]
+    for text, (name, _, choice) in zip(texts, pairs, strict=True):
+        if not name or not choice:
+            raise invalid("--add-schedule", text, "must be NAME=FILE or NAME=uniform:W")
+    return {name: run.schedule(choice) for name, _, choice in pairs}
 
 
 def quiet_tensorflow(threads: int = 0) -> None:

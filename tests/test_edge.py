@@ -69,7 +69,7 @@ def test_a_schedule_of_ones_own(bundle, tmp_path):
 def test_only_the_widths_of_the_schedule_are_loaded(bundle):
     sampler = EdgeSampler(Bundle.load(bundle))
     sampler.sample(1, schedule=StepSchedule.uniform(0.5, (500, 0)))
-    assert list(sampler._networks) == [0.5]
+    assert list(sampler.resident) == [0.5]
 
 
 def test_benchmark_prints_what_a_latency_search_reads(bundle, tmp_path):
