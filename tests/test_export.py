@@ -110,9 +110,12 @@ def test_quantised_files_are_smaller_and_near(
     exact, small = tiny_bundle / "unet_1_0.tflite", out / "unet_1_0.tflite"
     assert small.stat().st_size < share * exact.stat().st_size
     out = export("bundle", tiny_unet, TABLE, tiny_schedule, tmp_path / "b", quantize=quantize)
+    bundle = Bundle.load(out)
+    for width, name in ((1.0, "unet_1_0.tflite"), (0.5, "unet_0_5.tflite")):
+        assert bundle.tflite(width) == (tmp_path / "q" / name).read_bytes()
     x = np.random.default_rng(0).standard_normal((8, 8, 8, 1)).astype(np.float32)
     expected = np.asarray(tiny_unet(x, np.full(8, 300), width=1.0))
-    found = EdgeSampler(Bundle.load(out)).denoise(x, 300, 1.0)
+    found = EdgeSampler(bundle).denoise(x, 300, 1.0)
     error = np.sqrt(np.mean((found - expected) ** 2)) / expected.std()
     assert 0 < error < tolerance
 

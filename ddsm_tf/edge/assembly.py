@@ -120,7 +120,11 @@ class Recipe(NamedTuple):
             rule = f"must not be above the {source_bytes} bytes of the widest network"
             raise invalid("bytes", network_bytes, rule)
         line, literal = _inflate(data, MAX_HEADER_BYTES + network_bytes)
-        recipe = cls(_parse_pieces(line), literal)
+        try:
+            recipe = cls(_parse_pieces(line), literal)
+        # Values may be nested so deep that not even an error message can show them.
+        except RecursionError as error:
+            raise InputError("has a first line that is nested too deeply") from error
         recipe.check(network_bytes, source_bytes)
         return recipe
 
@@ -209,7 +213,7 @@ def _parse_pieces(line: bytes) -> tuple[int | Slice, ...]:
     try:
         header = json.loads(line)
     # ValueError: broken JSON or UTF-8, or more digits than Python turns into a number.
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"has a first line that is not valid JSON: {error}") from error
     pieces = check_keys(header, format=FORMAT, version=VERSION, required={"pieces"})["pieces"]
     if not isinstance(pieces, list):

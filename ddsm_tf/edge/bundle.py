@@ -68,7 +68,8 @@ class Bundle:
             bundle = cls(folder, **vars(manifest))
             bundle._check_files()
         except InputError as error:
-            raise InputError(f"bundle {folder}: {error}") from error
+            # A message quotes the manifest, where a name may be as long as the file.
+            raise InputError(f"bundle {folder}: {str(error)[:500]}") from error
         return bundle
 
     @property
