@@ -351,6 +351,8 @@ CHANGES = {
     "value_range": {"value_range": [0, 1]},
     "noise_table": {"noise_table": {}},
     "betas": {"noise_table": {"betas": [0.5, 2.0]}},
+    "products of 1 - β": {"noise_table": {"betas": [1e-300] * 1000}},
+    "within .0, 1.": {"noise_table": {"betas": [0.999] * 1000}},
     "timesteps": {"schedule": {**StepSchedule.uniform(1.0, (1, 0)).to_dict(), "timesteps": [0, 1]}},
     "is not a width of the model": {"schedule": StepSchedule.uniform(0.3, (1, 0)).to_dict()},
     "name of a file in the bundle": {"widths": {"1.0": "../unet_1_0.tflite"}},

@@ -172,7 +172,7 @@ def _manifest(
         image_shape=_image_shape(fields["image_shape"]),
         quantize=_text("quantize", fields["quantize"]),
         batch=_batch(fields.get("batch")),
-        noise_table=NoiseTable.from_dict(fields["noise_table"]),
+        noise_table=_noise_table(fields["noise_table"]),
         schedules=_schedules(fields["schedule"], fields.get("schedules", {})),
         files=files,
         networks=networks,
@@ -239,6 +239,14 @@ def check_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise invalid("schedules", name, "must be named with letters, digits, `_`, `.` or `-`")
     return name
+
+
+def _noise_table(value: Any) -> NoiseTable:
+    table = NoiseTable.from_dict(value)
+    # Numbers of β may be so near to 0 or 1 that a step would divide by zero.
+    if not table.alphas_cumprod[0] < 1.0 or not table.alphas_cumprod[-1] > 0.0:
+        raise InputError("`betas` must have products of 1 - β within (0, 1)")
+    return table
 
 
 def _provenance(value: Any) -> dict[str, str | int | float]:
