@@ -3,10 +3,12 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -295,7 +297,7 @@ STRANGE = {
 }
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("words", STRANGE)
 @pytest.mark.parametrize("name", ["unet_1_0.tflite", "unet_0_5.slices", "manifest.json"])
 def test_what_is_no_ordinary_file_is_refused(bundle, words, name):
@@ -463,6 +465,23 @@ def test_importing_the_edge_sampler_brings_in_no_other_library():
     )
     heavy = {"tensorflow", "keras", "jax", "click", "PIL", "scipy", "ai_edge_litert", "tqdm"}
     assert not heavy & set(done.stdout.split())
+
+
+def test_the_six_lines_in_the_documentation(bundle, tmp_path, monkeypatch):
+    text = (Path(__file__).parent.parent / "docs" / "edge.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(code.strip().splitlines()) == 6
+    # The same stand in the class's own documentation.
+    assert [line.split("#")[0].split() for line in code.strip().splitlines()] == [
+        line.split("#")[0].split()[1:]
+        for line in EdgeSampler.__doc__.splitlines()
+        if line.strip().startswith(">>>")
+    ]
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    exec(compile(code, "edge.md", "exec"), found)
+    np.testing.assert_array_equal(found["images"], EdgeSampler(Bundle.load(bundle)).sample(16))
+    assert (tmp_path / "images.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_bad_arguments_of_the_sampler_are_refused(bundle):

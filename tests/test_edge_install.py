@@ -1,4 +1,4 @@
-"""What `pip install 'ddsm_tf[edge]'` brings to a device. Needs a package index: run with -m slow."""
+"""What `pip install 'ddsm_tf[edge]'` brings. Needs a package index: run with -m slow."""
 
 import shutil
 import subprocess
