@@ -19,6 +19,7 @@ from ddsm_tf.edge import benchmark as edge_benchmark
 from ddsm_tf.edge.cli import run as run_cli
 from ddsm_tf.edge.manifest import sealed
 from ddsm_tf.edge.memory import peak_memory
+from ddsm_tf.edge.network import Network
 from ddsm_tf.errors import ForeseenFailure, InputError
 from ddsm_tf.schedule import StepSchedule
 
@@ -470,9 +471,10 @@ def test_importing_the_edge_sampler_brings_in_no_other_library():
 def test_the_six_lines_in_the_documentation(bundle, tmp_path, monkeypatch):
     text = (Path(__file__).parent.parent / "docs" / "edge.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(code.strip().splitlines()) == 6
+    lines = [line for line in code.splitlines() if line]
+    assert len(lines) == 6
     # The same stand in the class's own documentation.
-    assert [line.split("#")[0].split() for line in code.strip().splitlines()] == [
+    assert [line.split("#")[0].split() for line in lines] == [
         line.split("#")[0].split()[1:]
         for line in EdgeSampler.__doc__.splitlines()
         if line.strip().startswith(">>>")
@@ -482,6 +484,24 @@ def test_the_six_lines_in_the_documentation(bundle, tmp_path, monkeypatch):
     exec(compile(code, "edge.md", "exec"), found)
     np.testing.assert_array_equal(found["images"], EdgeSampler(Bundle.load(bundle)).sample(16))
     assert (tmp_path / "images.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_network_of_other_images_or_numbers_is_refused(tiny_bundle, monkeypatch):
+    content = Bundle.load(tiny_bundle).tflite(0.5)
+    with pytest.raises(InputError, match=r"takes images of \(8, 8, 1\), not \(8, 4, 1\)"):
+        Network(content, "x", (8, 4, 1), None)
+    network, x = Network(content, "x", (8, 8, 1), None), np.zeros((2, 8, 8, 1), np.float32)
+    interpreter = network._interpreter
+    monkeypatch.setattr(interpreter, "get_tensor", lambda index: np.zeros((2, 1, 1, 1)))
+    with pytest.raises(InputError, match=r"gives \(2, 1, 1, 1\) for images of \(2, 8, 8, 1\)"):
+        network(x, 0)
+
+    def fail():
+        raise RuntimeError("no operator\nat all")
+
+    monkeypatch.setattr(interpreter, "invoke", fail)
+    with pytest.raises(InputError, match=r"`file` \(='x'\) is no network of .*: no operator$"):
+        network(x, 0)
 
 
 def test_bad_arguments_of_the_sampler_are_refused(bundle):
