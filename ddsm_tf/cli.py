@@ -281,6 +281,13 @@ if click is not None:
         show_default=True,
     )
     @schedule_option
+    @click.option(
+        "--add-schedule",
+        "added",
+        multiple=True,
+        metavar="NAME=FILE|uniform:W",
+        help="A further schedule of a bundle, for `ddsm-edge --schedule NAME`; may be repeated.",
+    )
     @overwrite_option
     @click.option(
         "--serving", metavar="DIR", help="Add a version to a folder that TensorFlow Serving serves."
@@ -307,6 +314,7 @@ if click is not None:
         out: str | None,
         quantize: str,
         schedule: str,
+        added: tuple[str, ...],
         overwrite: bool,
         **serving: Any,
     ) -> None:
@@ -323,7 +331,15 @@ if click is not None:
             from ddsm_tf.export import export as export_unet
 
             path = export_unet(
-                kind, unet, opened.noise_table, chosen, out, quantize=quantize, overwrite=overwrite
+                kind,
+                unet,
+                opened.noise_table,
+                chosen,
+                out,
+                quantize=quantize,
+                schedules=_named_schedules(opened, added),
+                provenance=opened.provenance,
+                overwrite=overwrite,
             )
         click.echo(path)
 
@@ -446,6 +462,15 @@ def _open_run(path: str, threads: int = 0) -> Any:
     run = Run.open(path)
     quiet_tensorflow(threads)
     return run
+
+
+def _named_schedules(run: Any, texts: tuple[str, ...]) -> dict[str, Any]:
+    """The schedules of `NAME=FILE` texts."""
+    pairs = [text.partition("=") for text in texts]
+    for text, (name, _, choice) in zip(texts, pairs, strict=True):
+        if not name or not choice:
+            raise invalid("--add-schedule", text, "must be NAME=FILE or NAME=uniform:W")
+    return {name: run.schedule(choice) for name, _, choice in pairs}
 
 
 def quiet_tensorflow(threads: int = 0) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,8 @@ def convert(subnet: Any, *, quantize: str = "none") -> bytes:
     if quantize not in QUANTIZE:
         raise invalid("quantize", quantize, f"must be one of {', '.join(QUANTIZE)}")
     # Weights as constants: TFLite would else keep variables, which its delegates do not take.
-    graph = convert_variables_to_constants_v2(denoiser_function(subnet).get_concrete_function())
+    with numbered_layers(subnet):
+        graph = convert_variables_to_constants_v2(denoiser_function(subnet).get_concrete_function())
     converter = tf.lite.TFLiteConverter.from_concrete_functions([graph])
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
     if quantize != "none":
@@ -52,6 +55,24 @@ def convert(subnet: Any, *, quantize: str = "none") -> bytes:
     if foreign:
         raise InputError(f"the network needs operators that TFLite has not built in: {foreign}")
     return data
+
+
+@contextmanager
+def numbered_layers(subnet: Any) -> Iterator[None]:
+    """Name the layers by their place in the network while its graph is made.
+
+    Their names stand in the file, and Keras numbers layers through the whole process: a second
+    export of the same network would have other bytes.
+    """
+    layers = list(subnet._flatten_layers())
+    names = [layer.name for layer in layers]
+    for number, layer in enumerate(layers):
+        layer.name = f"{type(layer).__name__}_{number}"
+    try:
+        yield
+    finally:
+        for layer, name in zip(layers, names, strict=True):
+            layer.name = name
 
 
 def foreign_operators(data: bytes) -> list[str]:

@@ -45,6 +45,7 @@ def _export_bundle(run: Run) -> os.PathLike:
         run.noise_table,
         run.schedule(None),
         run.bundle_path,
+        provenance=run.provenance,
         overwrite=True,
     )
 

@@ -98,6 +98,13 @@ class Run:
         config = self.config
         return NoiseTable.linear(config.train_timesteps, config.beta_start, config.beta_end)
 
+    @property
+    def provenance(self) -> dict[str, str | int]:
+        """What an export says of where its weights come from."""
+        steps = Checkpoints(self.path / "checkpoints").steps()
+        trained = {"training_steps": steps[-1]} if steps else {}
+        return {"preset": self.config.preset, **trained}
+
     def load_data(self) -> ImageSet:
         """All images of the run's source."""
         return load_images(self.config.data, self.config.image_size, self.config.channels)

@@ -1,16 +1,24 @@
-"""How long a step takes at each width on this device."""
+"""What sampling costs on this device: time at each width, time of a schedule, memory."""
 
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
+from ddsm_tf.cost import cost_fraction
+from ddsm_tf.edge.memory import peak_memory
 from ddsm_tf.edge.sampler import EdgeSampler
 from ddsm_tf.latency import latency_content, time_widths
+from ddsm_tf.schedule import StepSchedule
 
 # What LiteRT's interpreter takes where it is not told; it starts no thread of its own then.
 DEFAULT_THREADS = 1
+# Steps of the trajectories that are timed, about.
+SHORT_STEPS = 12
 
 
 def benchmark(
@@ -34,7 +42,7 @@ def benchmark(
     bundle = sampler.bundle
     times = time_widths(
         sampler.denoise,
-        list(bundle.files),
+        bundle.widths,
         bundle.image_shape,
         batch=batch,
         rounds=rounds,
@@ -50,3 +58,140 @@ def benchmark(
         rounds=rounds,
         quantize=bundle.quantize,
     )
+
+
+def benchmark_schedule(
+    sampler: EdgeSampler,
+    schedule: StepSchedule,
+    medians: Mapping[float, float],
+    *,
+    batch: int = 1,
+    pairs: int = 5,
+    on_pair: Callable[[], Any] | None = None,
+) -> dict[str, Any]:
+    """Compare a schedule with its own steps all run at the widest width.
+
+    Args:
+        sampler: the bundle and its interpreters.
+        schedule: widths of the bundle.
+        medians: width → milliseconds a step, from `benchmark`.
+        batch: images a step.
+        pairs: timed pairs of trajectories, after one that is not.
+        on_pair: called after each pair, the first included.
+
+    Returns:
+        `steps`, `width_counts`; as shares of full width: `macs_ratio` (None where the bundle has no
+        MACs), `predicted_time_ratio` (from the medians), and under `measured` the medians over
+        pairs of short trajectories: their `steps`, `time_ratio`, `spread` (between the quartiles)
+        and the `predicted_time_ratio` of just these steps; `time_saved` and `macs_saved`, the
+        rest to 1, with time as measured.
+    """
+    short = shortened(schedule, SHORT_STEPS)
+    ratios = _time_ratios(sampler, short, batch, pairs, on_pair)
+    low, ratio, high = map(float, np.percentile(ratios, (25, 50, 75)))
+    macs_ratio = macs_fraction(sampler.bundle.networks, schedule)
+    return {
+        "steps": len(schedule),
+        "width_counts": {str(width): n for width, n in schedule.width_counts().items()},
+        "macs_ratio": macs_ratio,
+        "macs_saved": None if macs_ratio is None else 1.0 - macs_ratio,
+        "predicted_time_ratio": cost_fraction(schedule, medians),
+        "time_saved": 1.0 - ratio,
+        "measured": {
+            "steps": len(short),
+            "pairs": pairs,
+            "time_ratio": ratio,
+            "spread": high - low,
+            "predicted_time_ratio": cost_fraction(short, medians),
+        },
+    }
+
+
+def benchmark_memory(
+    sampler: EdgeSampler,
+    schedule: StepSchedule,
+    *,
+    batch: int = 1,
+    on_process: Callable[[], Any] | None = None,
+) -> dict[str, Any]:
+    """Peak memory of sampling, each number from a fresh process; see `peak_memory`.
+
+    Args:
+        sampler: says which bundle, threads and `max_resident`.
+        schedule: widths of the bundle.
+        batch: images a step.
+        on_process: called after each process, one a width and one more.
+
+    Returns:
+        In megabytes: `widths`, each width alone; `widest`, that of the widest; `schedule`, a
+        process that meets the schedule's widths with the sampler's `max_resident`.
+    """
+
+    def peak(widths: list[float], max_resident: int | None = None) -> float | None:
+        found = peak_memory(
+            sampler.bundle,
+            widths,
+            batch=batch,
+            threads=sampler.threads,
+            max_resident=max_resident,
+        )
+        if on_process:
+            on_process()
+        return found
+
+    alone = {width: peak([width]) for width in sampler.bundle.widths}
+    # Each width as the schedule first meets it, and back to the first: every kind of change.
+    met = [*dict.fromkeys(schedule.widths), schedule.widths[0]]
+    return {
+        "widths": {str(width): found for width, found in alone.items()},
+        "widest": alone[sampler.bundle.widths[0]],
+        "schedule": peak(met, sampler.max_resident),
+        "max_resident": sampler.max_resident,
+    }
+
+
+def macs_fraction(networks: Mapping[float, Any], schedule: StepSchedule) -> float | None:
+    """A schedule's MACs as a share of full width's; None where the bundle has no MACs."""
+    macs = {width: network.macs for width, network in networks.items()}
+    return None if None in macs.values() else cost_fraction(schedule, macs)
+
+
+def shortened(schedule: StepSchedule, steps: int) -> StepSchedule:
+    """About `steps` of a schedule's steps, each width with its share of them and at least one."""
+    if len(schedule) <= steps:
+        return schedule
+    chosen: list[int] = []
+    for width, count in schedule.width_counts().items():
+        places = [i for i, each in enumerate(schedule.widths) if each == width]
+        wanted = max(1, round(count * steps / len(schedule)))
+        chosen += [places[(2 * k + 1) * count // (2 * wanted)] for k in range(wanted)]
+    chosen.sort()
+    return schedule.with_steps(
+        [schedule.timesteps[i] for i in chosen], [schedule.widths[i] for i in chosen]
+    )
+
+
+def _time_ratios(
+    sampler: EdgeSampler,
+    schedule: StepSchedule,
+    batch: int,
+    pairs: int,
+    on_pair: Callable[[], Any] | None,
+) -> list[float]:
+    """Seconds of the schedule over seconds of full width, pair by pair."""
+    full = schedule.with_widths([sampler.bundle.widths[0]] * len(schedule))
+
+    def seconds(which: StepSchedule) -> float:
+        started = time.perf_counter()
+        sampler.sample(batch, schedule=which, batch_size=batch)
+        return time.perf_counter() - started
+
+    ratios = []
+    for pair in range(pairs + 1):
+        # They take turns at going first, so that a drift of the machine's speed cancels out.
+        order = (schedule, full) if pair % 2 else (full, schedule)
+        times = {id(which): seconds(which) for which in order}
+        ratios.append(times[id(schedule)] / times[id(full)])
+        if on_pair:
+            on_pair()
+    return ratios[1:]

@@ -1,4 +1,4 @@
-"""The bundle: a folder with `manifest.json` and one TFLite file a width."""
+"""The bundle: a folder with `manifest.json`, the widest network and what the others differ in."""
 
 from __future__ import annotations
 
@@ -7,26 +7,19 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from ddsm_tf.edge.assembly import Recipe
+from ddsm_tf.edge.files import AGAIN, StoredFile, check_listing, read_limited
+from ddsm_tf.edge.manifest import (
+    DEFAULT,
+    MANIFEST,
+    MAX_MANIFEST_BYTES,
+    StoredNetwork,
+    parse_manifest,
+)
 from ddsm_tf.errors import InputError, invalid
-from ddsm_tf.files import check_keys, read_json
 from ddsm_tf.noise import NoiseTable
-from ddsm_tf.schedule import StepSchedule, parse_width
-
-FORMAT = "ddsm-bundle"
-VERSION = 1
-MANIFEST = "manifest.json"
-
-_KEYS = {
-    "image_shape",
-    "value_range",
-    "quantize",
-    "noise_table",
-    "schedule",
-    "widths",
-    "sha256",
-}
+from ddsm_tf.schedule import StepSchedule
 
 
 @dataclass(frozen=True)
@@ -35,94 +28,107 @@ class Bundle:
 
     Attributes:
         folder: where the files lie.
+        version: of the bundle's format.
         image_shape: (H, W, C).
+        quantize: how the networks were quantised.
+        batch: images that the networks take at once; None for any number.
         noise_table: the forward process.
-        schedule: the default schedule.
-        files: width → path of its TFLite file, widest first.
-        quantize: how the files were quantised.
+        schedules: name → schedule; "default" is always there.
+        networks: width → its network, widest first.
+        files: name → size and digest of every file but the manifest.
+        provenance: where the weights come from, for people to read.
     """
 
     folder: Path
+    version: int
     image_shape: tuple[int, int, int]
-    noise_table: NoiseTable
-    schedule: StepSchedule
-    files: Mapping[float, Path]
     quantize: str
+    batch: int | None
+    noise_table: NoiseTable
+    schedules: Mapping[str, StepSchedule]
+    networks: Mapping[float, StoredNetwork]
+    files: Mapping[str, StoredFile]
+    provenance: Mapping[str, str | int | float]
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> Bundle:
         """Read a bundle and check every file against the manifest.
 
         Raises:
-            InputError: the manifest is missing or breaks a rule, a file is missing, or a file is
-                not the one the manifest was written for.
+            InputError: the manifest is missing or breaks a rule, the folder lacks a file or holds
+                one more, or a file is not the one the manifest was written for.
         """
         folder = Path(folder)
         if not folder.is_dir():
             raise invalid(
                 "BUNDLE", str(folder), "must be a folder made by `ddsm export RUN bundle`"
             )
-        manifest = read_json(folder / MANIFEST, argument="manifest")
         try:
-            bundle = _parse(folder, manifest)
-            _check_files(bundle, manifest["sha256"])
+            manifest = parse_manifest(read_limited(folder / MANIFEST, MAX_MANIFEST_BYTES))
+            bundle = cls(folder, **vars(manifest))
+            bundle._check_files()
         except InputError as error:
-            raise InputError(f"bundle {folder}: {error}") from error
+            # A message quotes the manifest, where a name may be as long as the file.
+            raise InputError(f"bundle {folder}: {str(error)[:500]}") from error
         return bundle
 
+    @property
+    def widths(self) -> tuple[float, ...]:
+        """The widths, widest first."""
+        return tuple(self.networks)
 
-def sha256_of(path: Path) -> str:
-    """The file's SHA-256 as 64 hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    @property
+    def schedule(self) -> StepSchedule:
+        """The default schedule."""
+        return self.schedules[DEFAULT]
 
+    def find_schedule(self, name: str) -> StepSchedule:
+        """The schedule of that name, or else of the file of that name.
 
-def _parse(folder: Path, manifest: Any) -> Bundle:
-    check_keys(manifest, format=FORMAT, version=VERSION, required=_KEYS)
-    if manifest["value_range"] != [-1.0, 1.0]:
-        raise invalid("value_range", manifest["value_range"], "must be [-1.0, 1.0]")
-    if not isinstance(manifest["quantize"], str):
-        raise invalid("quantize", manifest["quantize"], "must be a text")
-    noise_table = NoiseTable.from_dict(manifest["noise_table"])
-    schedule = StepSchedule.from_dict(manifest["schedule"])
-    files = _files(folder, manifest["widths"])
-    schedule.check_model(files, noise_table.train_timesteps)
-    return Bundle(
-        folder,
-        _image_shape(manifest["image_shape"]),
-        noise_table,
-        schedule,
-        files,
-        manifest["quantize"],
-    )
+        Raises:
+            InputError: there is neither, or the file is no schedule.
+        """
+        if name in self.schedules:
+            return self.schedules[name]
+        if not Path(name).exists():
+            rule = f"is no file and none of the bundle's {', '.join(self.schedules)}"
+            raise invalid("schedule", name, rule)
+        return StepSchedule.load(name)
 
+    def tflite(self, width: float) -> bytes:
+        """The plain TFLite file of a width, assembled if need be, and checked.
 
-def _image_shape(value: Any) -> tuple[int, int, int]:
-    is_shape = isinstance(value, list) and len(value) == 3
-    if not is_shape or not all(type(side) is int and 1 <= side <= 65_536 for side in value):
-        raise invalid("image_shape", value, "must be [height, width, channels]")
-    return tuple(value)
+        Raises:
+            InputError: the bundle has no such width, or a file has changed since it was loaded.
+        """
+        network = self.networks.get(width)
+        if network is None:
+            raise invalid("width", width, f"is not in the bundle; it has {list(self.networks)}")
+        if network.slices_of is None:
+            return network.file.read(self.folder)
+        recipe = self._recipe(network)
+        with network.slices_of.open(self.folder) as widest:
+            content = recipe.assemble(widest)
+        if hashlib.sha256(content).hexdigest() != network.plain.sha256:
+            rule = f"does not give the network the manifest was written for; {AGAIN}"
+            raise invalid("file", network.file.name, rule)
+        return content
 
+    def _check_files(self) -> None:
+        check_listing(self.folder, [MANIFEST, *self.files])
+        for file in self.files.values():
+            file.check(self.folder)
+        for network in self.networks.values():
+            if network.slices_of:
+                self._recipe(network)
 
-def _files(folder: Path, widths: Any) -> dict[float, Path]:
-    if not isinstance(widths, Mapping) or not widths:
-        raise invalid("widths", widths, "must map widths to file names")
-    files = {}
-    for text, name in widths.items():
-        # A name with a folder in it could point anywhere on the device.
-        if not isinstance(name, str) or Path(name).name != name or name in (".", ".."):
-            raise invalid("widths", name, "must be the name of a file in the bundle's folder")
-        files[parse_width(text)] = folder / name
-    return dict(sorted(files.items(), reverse=True))
-
-
-def _check_files(bundle: Bundle, digests: Any) -> None:
-    names = {path.name for path in bundle.files.values()}
-    if not isinstance(digests, Mapping) or set(digests) != names:
-        raise InputError(f"`sha256` must have one entry for each of {sorted(names)}")
-    for path in bundle.files.values():
-        if not path.is_file():
-            raise invalid("file", path.name, "is missing; export the bundle again")
-        if sha256_of(path) != digests[path.name]:
-            rule = "is not the file the manifest was written for; export or copy the bundle again"
-            raise invalid("file", path.name, rule)
+    def _recipe(self, network: StoredNetwork) -> Recipe:
+        data = network.file.read(self.folder)
+        try:
+            return Recipe.from_bytes(
+                data,
+                network_bytes=network.plain.bytes,
+                source_bytes=network.slices_of.bytes,
+            )
+        except InputError as error:
+            raise InputError(f"file {network.file.name}: {error}") from error

@@ -7,16 +7,22 @@ import json
 import math
 import sys
 import time
-from collections.abc import Sequence
-from typing import NoReturn
-
-import numpy as np
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
 
 from ddsm_tf.console import DONE, run_safely, without_stderr
-from ddsm_tf.edge.benchmark import benchmark
+from ddsm_tf.edge.benchmark import (
+    benchmark,
+    benchmark_memory,
+    benchmark_schedule,
+    macs_fraction,
+)
 from ddsm_tf.edge.bundle import Bundle
+from ddsm_tf.edge.manifest import DEFAULT
 from ddsm_tf.edge.sampler import EdgeSampler
 from ddsm_tf.errors import InputError
+from ddsm_tf.files import atomic_folder
 from ddsm_tf.images import check_image_path, save_images
 from ddsm_tf.latency import WARM_UP
 from ddsm_tf.schedule import StepSchedule
@@ -51,29 +57,47 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog=PROGRAM, description="Sample images from a bundle without TensorFlow.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    sample = commands.add_parser("sample", help="sample images")
-    sample.add_argument("bundle", metavar="BUNDLE", help="folder made by `ddsm export RUN bundle`")
+    sample = _command(commands, "sample", _sample, "sample images")
     sample.add_argument("-n", dest="count", type=_count, default=16, help="images (16)")
     sample.add_argument("--seed", type=_seed, default=0, help="fixes the images (0)")
     sample.add_argument("-o", dest="out", required=True, metavar="FILE.png|FILE.npy")
-    sample.add_argument("--schedule", metavar="FILE", help="schedule; the bundle's by default")
     sample.add_argument("--batch", type=_count, default=16, help="images at a time (16)")
-    sample.add_argument("--threads", type=_count, help="CPU threads; LiteRT's choice by default")
-    sample.set_defaults(command=_sample)
+    _running(sample)
 
-    info = commands.add_parser("info", help="check a bundle and print what it holds")
-    info.add_argument("bundle", metavar="BUNDLE")
+    info = _command(commands, "info", _info, "check a bundle and print what it holds")
     info.add_argument("--json", action="store_true", help="print one JSON object")
-    info.set_defaults(command=_info)
 
-    timing = commands.add_parser("benchmark", help="time a step of every width on this device")
-    timing.add_argument("bundle", metavar="BUNDLE")
+    unpack = _command(commands, "unpack", _unpack, "write each width's plain TFLite file")
+    unpack.add_argument("-o", dest="out", required=True, metavar="DIR")
+    unpack.add_argument("--overwrite", action="store_true", help="replace what is there")
+
+    timing = _command(commands, "benchmark", _benchmark, "measure time and memory on this device")
     timing.add_argument("--batch", type=_count, default=1, help="images a step (1)")
-    timing.add_argument("--threads", type=_count, help="CPU threads; LiteRT's choice by default")
     timing.add_argument("--rounds", type=_count, default=30, help="timed steps a width (30)")
     timing.add_argument("--json", action="store_true", help="print one JSON object")
-    timing.set_defaults(command=_benchmark)
+    _running(timing)
     return parser
+
+
+def _command(commands: Any, name: str, action: Callable, about: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
+    parser.add_argument("bundle", metavar="BUNDLE", help="folder made by `ddsm export RUN bundle`")
+    parser.set_defaults(command=action)
+    return parser
+
+
+def _running(parser: argparse.ArgumentParser) -> None:
+    """Options of what runs a schedule."""
+    parser.add_argument(
+        "--schedule", default=DEFAULT, metavar="NAME|FILE", help="the bundle's default"
+    )
+    parser.add_argument("--threads", type=_count, help="CPU threads; LiteRT's choice by default")
+    parser.add_argument(
+        "--max-resident",
+        type=_count,
+        metavar="N",
+        help="networks in memory; all that are needed by default, 1 takes the least memory",
+    )
 
 
 def _count(text: str) -> int:
@@ -92,10 +116,9 @@ def _integer(text: str, least: int) -> int:
 
 def _sample(options: argparse.Namespace) -> None:
     check_image_path(options.out)
-    bundle = Bundle.load(options.bundle)
-    schedule = StepSchedule.load(options.schedule) if options.schedule else bundle.schedule
-    sampler = _sampler(bundle, options.threads, schedule.width_counts())
+    sampler, schedule = _open(options)
     bar = _Bar(len(schedule) * math.ceil(options.count / options.batch))
+    _load_first(sampler, schedule, min(options.batch, options.count))
     images = sampler.sample(
         options.count,
         options.seed,
@@ -107,44 +130,101 @@ def _sample(options: argparse.Namespace) -> None:
     print(options.out)
 
 
-def _sampler(bundle: Bundle, threads: int | None, widths: Sequence[float]) -> EdgeSampler:
-    """A sampler with its networks loaded, since LiteRT announces its delegates on stderr."""
-    sampler = EdgeSampler(bundle, threads)
-    blank = np.zeros((1, *bundle.image_shape), np.float32)
-    for width in widths:
-        sampler.network(width)
-    without_stderr(lambda: sampler.denoise(blank, 0, next(iter(widths))))
-    return sampler
+def _open(options: argparse.Namespace) -> tuple[EdgeSampler, StepSchedule]:
+    bundle = Bundle.load(options.bundle)
+    schedule = bundle.find_schedule(options.schedule)
+    schedule.check_model(bundle.widths, bundle.noise_table.train_timesteps)
+    return EdgeSampler(bundle, options.threads, options.max_resident), schedule
+
+
+def _load_first(sampler: EdgeSampler, schedule: StepSchedule, batch: int) -> None:
+    """Load the first step's network; LiteRT announces its delegate on stderr with the first."""
+    shape = (batch, *sampler.bundle.image_shape)
+    without_stderr(lambda: sampler.network(schedule.widths[0]).prepare(shape))
 
 
 def _info(options: argparse.Namespace) -> None:
     bundle = Bundle.load(options.bundle)
     schedule = bundle.schedule
+    networks = {f"{width:g}": network for width, network in bundle.networks.items()}
+    stored = {key: (bundle.folder / n.file.name).stat().st_size for key, n in networks.items()}
     content = {
+        "version": bundle.version,
         "image_shape": list(bundle.image_shape),
         "train_timesteps": bundle.noise_table.train_timesteps,
         "quantize": bundle.quantize,
+        "batch": bundle.batch,
         "sampler": schedule.sampler,
         "steps": len(schedule),
         "width_counts": {f"{width:g}": n for width, n in schedule.width_counts().items()},
-        "file_bytes": {f"{width:g}": path.stat().st_size for width, path in bundle.files.items()},
+        "macs_saved": {name: _macs_saved(bundle, each) for name, each in bundle.schedules.items()},
+        "schedules": {
+            name: f"{len(each)} {each.sampler} steps" for name, each in bundle.schedules.items()
+        },
+        "file_bytes": stored,
+        "network_bytes": {key: n.plain.bytes or stored[key] for key, n in networks.items()},
+        "provenance": dict(bundle.provenance),
     }
     _print(content, options.json)
 
 
-def _benchmark(options: argparse.Namespace) -> None:
+def _macs_saved(bundle: Bundle, schedule: StepSchedule) -> float | None:
+    share = macs_fraction(bundle.networks, schedule)
+    return None if share is None else round(1.0 - share, 4)
+
+
+def _unpack(options: argparse.Namespace) -> None:
     bundle = Bundle.load(options.bundle)
-    sampler = _sampler(bundle, options.threads, list(bundle.files))
-    bar = _Bar(options.rounds + WARM_UP)
+    with atomic_folder(options.out, overwrite=options.overwrite) as folder:
+        for width, network in bundle.networks.items():
+            name = Path(network.file.name).with_suffix(".tflite").name
+            (folder / name).write_bytes(bundle.tflite(width))
+    print(options.out)
+
+
+def _benchmark(options: argparse.Namespace) -> None:
+    sampler, schedule = _open(options)
+    pairs = max(3, options.rounds // 6)
+    bar = _Bar(WARM_UP + options.rounds + pairs + 1 + len(sampler.bundle.widths) + 1)
+    _load_first(sampler, schedule, options.batch)
     result = benchmark(sampler, batch=options.batch, rounds=options.rounds, on_round=bar.update)
+    medians = {float(width): row["median_ms"] for width, row in result["widths"].items()}
+    result["schedule"] = benchmark_schedule(
+        sampler, schedule, medians, batch=options.batch, pairs=pairs, on_pair=bar.update
+    )
+    result["peak_memory_mb"] = benchmark_memory(
+        sampler, schedule, batch=options.batch, on_process=bar.update
+    )
     if options.json:
         _print(result, as_json=True)
-        return
-    for width, times in result["widths"].items():
-        print(
-            f"width {width:5} {times['median_ms']:9.3f} ms  "
-            f"({times['min_ms']:.3f} to {times['max_ms']:.3f})"
-        )
+    else:
+        print("\n".join(_describe(result)))
+
+
+def _describe(result: Mapping[str, Any]) -> list[str]:
+    memory, schedule = result["peak_memory_mb"], result["schedule"]
+    lines = [
+        f"width {width:5} {times['median_ms']:9.3f} ms  "
+        f"({times['min_ms']:.3f} to {times['max_ms']:.3f})  {_megabytes(memory['widths'][width])}"
+        for width, times in result["widths"].items()
+    ]
+    measured = schedule["measured"]
+    saved = schedule["macs_saved"]
+    lines += [
+        f"schedule of {schedule['steps']} steps against full width: "
+        f"{schedule['time_saved']:.1%} of the time saved, "
+        f"{'unknown' if saved is None else f'{saved:.1%}'} of the MACs",
+        f"time ratio {measured['time_ratio']:.3f} ± {measured['spread']:.3f} over "
+        f"{measured['pairs']} pairs of {measured['steps']} steps; "
+        f"{measured['predicted_time_ratio']:.3f} predicted from the widths' medians",
+        f"peak memory {_megabytes(memory['schedule'])}, "
+        f"{_megabytes(memory['widest'])} for the widest network alone",
+    ]
+    return lines
+
+
+def _megabytes(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.0f} MB"
 
 
 def _print(content: dict, as_json: bool) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from ddsm_tf.edge.bundle import Bundle
-from ddsm_tf.errors import InputError, invalid, missing_extra
+from ddsm_tf.edge.network import Network
+from ddsm_tf.errors import invalid
 from ddsm_tf.sampling import sample_images
 from ddsm_tf.schedule import StepSchedule
 
@@ -19,17 +20,32 @@ class EdgeSampler:
     Args:
         bundle: what `Bundle.load` gave.
         threads: CPU threads of the interpreter; None leaves it to LiteRT.
+        max_resident: networks to keep in memory; None keeps all that were needed. With fewer than a
+            schedule has widths, the one not used for longest goes before another comes, and is
+            loaded again at its next step.
+
+    Raises:
+        InputError: an argument is below 1.
 
     Example:
-        >>> images = EdgeSampler(Bundle.load("bundle")).sample(16, seed=0)   # uint8 (16, H, W, C)
+        >>> from ddsm_tf.edge import Bundle, EdgeSampler
+        >>> from ddsm_tf.images import save_images
+        >>> bundle = Bundle.load("bundle")
+        >>> sampler = EdgeSampler(bundle, threads=2, max_resident=1)
+        >>> images = sampler.sample(16, seed=0, batch_size=4)   # uint8 (16, H, W, C)
+        >>> save_images(images, "images.png")
     """
 
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
-        if threads is not None and threads < 1:
-            raise invalid("threads", threads, "must be at least 1")
+    def __init__(
+        self, bundle: Bundle, threads: int | None = None, max_resident: int | None = None
+    ) -> None:
+        for argument, value in (("threads", threads), ("max_resident", max_resident)):
+            if value is not None and value < 1:
+                raise invalid(argument, value, "must be at least 1")
         self.bundle = bundle
         self.threads = threads
-        self._networks: dict[float, _Network] = {}
+        self.max_resident = max_resident
+        self._networks: OrderedDict[float, Network] = OrderedDict()
 
     def denoise(self, x: np.ndarray, t: int | np.ndarray, width: float) -> np.ndarray:
         """ε for x, float32 (N, H, W, C), at timestep t, a scalar or (N,).
@@ -39,15 +55,27 @@ class EdgeSampler:
         """
         return self.network(width)(x, t)
 
-    def network(self, width: float) -> _Network:
-        """The network of a width."""
-        if width not in self.bundle.files:
-            raise invalid("width", width, f"is not in the bundle; it has {list(self.bundle.files)}")
+    @property
+    def resident(self) -> tuple[float, ...]:
+        """The widths whose networks are in memory, the one used last at the end."""
+        return tuple(self._networks)
+
+    def network(self, width: float) -> Network:
+        """The network of a width, loaded if it is not in memory."""
         if width not in self._networks:
-            self._networks[width] = _Network(
-                self.bundle.files[width], self.bundle.image_shape, self.threads
-            )
+            if width not in self.bundle.networks:
+                rule = f"is not in the bundle; it has {list(self.bundle.widths)}"
+                raise invalid("width", width, rule)
+            # Before the new one comes, so that memory never has to hold one more.
+            while self.max_resident and len(self._networks) >= self.max_resident:
+                self._networks.popitem(last=False)
+            self._networks[width] = self._load(width)
+        self._networks.move_to_end(width)
         return self._networks[width]
+
+    def _load(self, width: float) -> Network:
+        name = self.bundle.networks[width].file.name
+        return Network(self.bundle.tflite(width), name, self.bundle.image_shape, self.threads)
 
     def sample(
         self,
@@ -63,7 +91,7 @@ class EdgeSampler:
         Args:
             count: number of images N.
             seed: image i depends on seed and i only.
-            schedule: None takes the bundle's.
+            schedule: None takes the bundle's default; others are in `bundle.schedules`.
             batch_size: images at a time; 1 needs the least memory.
             on_step: called after every step of every batch with the step's index.
 
@@ -74,7 +102,7 @@ class EdgeSampler:
             InputError: the schedule has a width or a number of timesteps that is not the bundle's.
         """
         schedule = schedule or self.bundle.schedule
-        schedule.check_model(self.bundle.files, self.bundle.noise_table.train_timesteps)
+        schedule.check_model(self.bundle.widths, self.bundle.noise_table.train_timesteps)
         return sample_images(
             self.denoise,
             schedule,
@@ -85,45 +113,3 @@ class EdgeSampler:
             batch_size=batch_size,
             on_step=on_step,
         )
-
-
-class _Network:
-    """One TFLite file, `(x, t) → noise`, at whatever batch size it was last called with."""
-
-    def __init__(self, path: Any, image_shape: tuple[int, int, int], threads: int | None) -> None:
-        try:
-            from ai_edge_litert.interpreter import Interpreter
-        except ImportError as error:
-            raise missing_extra("ai_edge_litert", "edge") from error
-        try:
-            # A path, not bytes: LiteRT maps the file and needs no copy of it.
-            self._interpreter = Interpreter(model_path=str(path), num_threads=threads)
-            inputs = {
-                len(details["shape"]): details for details in self._interpreter.get_input_details()
-            }
-            self._x, self._t = inputs[4]["index"], inputs[1]["index"]
-            self._output = self._interpreter.get_output_details()[0]["index"]
-        except (ValueError, RuntimeError, KeyError, IndexError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise InputError(
-                f"`file` (={path.name!r}) is no network of (x, t): {reason}"
-            ) from error
-        if tuple(inputs[4]["shape"][1:]) != image_shape:
-            rule = f"takes images of {tuple(inputs[4]['shape'][1:])}, not {image_shape}"
-            raise invalid("file", path.name, rule)
-        self._batch = 0
-
-    def __call__(self, x: np.ndarray, t: int | np.ndarray) -> np.ndarray:
-        if len(x) != self._batch:
-            self._resize(x.shape)
-        timesteps = np.broadcast_to(np.asarray(t, np.float32), (len(x),))
-        self._interpreter.set_tensor(self._x, np.ascontiguousarray(x, np.float32))
-        self._interpreter.set_tensor(self._t, np.ascontiguousarray(timesteps))
-        self._interpreter.invoke()
-        return self._interpreter.get_tensor(self._output)
-
-    def _resize(self, shape: tuple[int, ...]) -> None:
-        self._interpreter.resize_tensor_input(self._x, shape)
-        self._interpreter.resize_tensor_input(self._t, shape[:1])
-        self._interpreter.allocate_tensors()
-        self._batch = shape[0]

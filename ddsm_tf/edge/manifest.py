@@ -1,0 +1,306 @@
+"""`manifest.json`: what a bundle holds, and the digests that vouch for it.
+
+Version 2 is a JSON object with these keys:
+
+- `format` "ddsm-bundle", `version` 2;
+- `image_shape` [H, W, C], `value_range` [-1.0, 1.0], `quantize` (how weights were quantised);
+- `batch`: null where networks take any number of images, N where they take N and no other;
+- `noise_table`: {"betas": [...]}, the forward process;
+- `schedule`: the default step schedule, as in `schedule.json`; `schedules`: further ones by name;
+- `widths`: width → file, a `.tflite` file or a `.slices` recipe (see `ddsm_tf.edge.assembly`);
+- `networks`: width → {"bytes", "sha256", "macs"} of the plain TFLite file, and "slices_of", the
+  file of the widest network, where `widths` names a recipe;
+- `bytes`, `sha256`: of every file in the folder but the manifest;
+- `provenance`: texts and numbers that say where the weights come from;
+- `manifest_sha256`: the SHA-256 of the manifest itself with these 64 digits replaced by zeros.
+
+Version 1 had a TFLite file for each width, one schedule, and no sizes. It is still read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ddsm_tf.edge.files import MAX_FILE_BYTES, StoredFile
+from ddsm_tf.errors import InputError, invalid
+from ddsm_tf.files import check_keys
+from ddsm_tf.noise import NoiseTable
+from ddsm_tf.schedule import StepSchedule, parse_width
+
+FORMAT = "ddsm-bundle"
+VERSION = 2
+MANIFEST = "manifest.json"
+DEFAULT = "default"
+# The noise table and schedules of 100,000 timesteps take about 4 MB.
+MAX_MANIFEST_BYTES = 32 * 2**20
+MAX_WIDTHS = 64
+MAX_IMAGE_VALUES = 2**24
+MAX_NOTES = 64
+NO_DIGEST = "0" * 64
+
+_KEYS_1 = {"image_shape", "value_range", "quantize", "noise_table", "schedule", "widths", "sha256"}
+_KEYS_2 = _KEYS_1 | {"batch", "schedules", "networks", "bytes", "provenance", "manifest_sha256"}
+
+# A name that means the same on every system: no folder, no hidden file, no other alphabet.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class StoredNetwork:
+    """The network of one width.
+
+    Attributes:
+        width: in (0, 1].
+        file: how it is stored: a TFLite file or a recipe.
+        plain: size and digest of its TFLite file; the same as `file` where that is stored.
+        slices_of: the file of the widest network, which the recipe `file` takes slices of; None for
+            a TFLite file.
+        macs: multiply-accumulates of one image; None in bundles of version 1.
+    """
+
+    width: float
+    file: StoredFile
+    plain: StoredFile
+    slices_of: StoredFile | None = None
+    macs: int | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A manifest that keeps the rules; see the module's description and `Bundle`."""
+
+    version: int
+    image_shape: tuple[int, int, int]
+    quantize: str
+    batch: int | None
+    noise_table: NoiseTable
+    schedules: Mapping[str, StepSchedule]
+    files: Mapping[str, StoredFile]
+    networks: Mapping[float, StoredNetwork]
+    provenance: Mapping[str, str | int | float]
+
+
+def sealed(manifest: Mapping[str, Any]) -> bytes:
+    """The text of a manifest, with its own digest as the last key."""
+    content = {**manifest, "manifest_sha256": NO_DIGEST}
+    text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=True) + "\n"
+    digest = hashlib.sha256(text.encode("ascii")).hexdigest()
+    return text.replace(NO_DIGEST, digest).encode("ascii")
+
+
+def parse_manifest(data: bytes) -> Manifest:
+    """Read a manifest of either version.
+
+    Raises:
+        InputError: it is broken, of an unknown version, or breaks a rule.
+    """
+    value = _load(data)
+    try:
+        if isinstance(value, dict) and type(value.get("version")) is int and value["version"] == 1:
+            return _version_1(check_keys(value, format=FORMAT, version=1, required=_KEYS_1))
+        fields = check_keys(value, format=FORMAT, version=VERSION, required=_KEYS_2)
+        _check_seal(data, fields["manifest_sha256"])
+        return _version_2(fields)
+    # Values may be nested so deep that an error message cannot show them.
+    except RecursionError as error:
+        raise invalid("manifest", MANIFEST, "is nested too deeply") from error
+
+
+def _load(data: bytes) -> Any:
+    try:
+        return json.loads(
+            data.decode("utf-8"), parse_constant=_refuse, object_pairs_hook=_without_repeats
+        )
+    # ValueError: broken JSON or UTF-8, NaN, or more digits than Python turns into a number.
+    except (ValueError, RecursionError) as error:
+        raise invalid("manifest", MANIFEST, f"is not valid JSON: {error}") from error
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is no JSON; write a finite number")
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Readers disagree about which of two equal keys counts.
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise ValueError("an object has a key twice")
+    return value
+
+
+def _check_seal(data: bytes, digest: Any) -> None:
+    digest = _check_digest("manifest_sha256", digest)
+    unsealed = data.replace(digest.encode("ascii"), NO_DIGEST.encode("ascii"))
+    if hashlib.sha256(unsealed).hexdigest() != digest:
+        rule = "is not that of the manifest; export or copy the bundle again"
+        raise invalid("manifest_sha256", digest, rule)
+
+
+def _version_1(fields: Mapping[str, Any]) -> Manifest:
+    widths = _widths(fields["widths"])
+    digests = _digests(fields["sha256"], set(widths.values()))
+    files = {name: StoredFile(name, None, digest) for name, digest in digests.items()}
+    networks = {w: StoredNetwork(w, files[name], files[name]) for w, name in widths.items()}
+    return _manifest(1, fields, files, networks)
+
+
+def _version_2(fields: Mapping[str, Any]) -> Manifest:
+    widths = _widths(fields["widths"])
+    digests = _digests(fields["sha256"], set(widths.values()))
+    sizes = _mapping("bytes", fields["bytes"], set(digests))
+    files = {name: StoredFile(name, _size(sizes[name]), digest) for name, digest in digests.items()}
+    return _manifest(2, fields, files, _networks(fields["networks"], widths, files))
+
+
+def _manifest(
+    version: int,
+    fields: Mapping[str, Any],
+    files: Mapping[str, StoredFile],
+    networks: Mapping[float, StoredNetwork],
+) -> Manifest:
+    if fields["value_range"] != [-1.0, 1.0]:
+        raise invalid("value_range", fields["value_range"], "must be [-1.0, 1.0]")
+    manifest = Manifest(
+        version=version,
+        image_shape=_image_shape(fields["image_shape"]),
+        quantize=_text("quantize", fields["quantize"]),
+        batch=_batch(fields.get("batch")),
+        noise_table=_noise_table(fields["noise_table"]),
+        schedules=_schedules(fields["schedule"], fields.get("schedules", {})),
+        files=files,
+        networks=networks,
+        provenance=_provenance(fields.get("provenance", {})),
+    )
+    for schedule in manifest.schedules.values():
+        schedule.check_model(networks, manifest.noise_table.train_timesteps)
+    return manifest
+
+
+def _widths(value: Any) -> dict[float, str]:
+    """Width → file name, widest first."""
+    if not isinstance(value, Mapping) or not 1 <= len(value) <= MAX_WIDTHS:
+        raise invalid("widths", value, f"must map 1 to {MAX_WIDTHS} widths to file names")
+    names: dict[float, str] = {}
+    for text, name in value.items():
+        width = parse_width(text)
+        if width in names:
+            raise invalid("widths", text, "must not repeat")
+        if not isinstance(name, str) or not _NAME.fullmatch(name) or name == MANIFEST:
+            raise invalid("widths", name, "must be the name of a file in the bundle's folder")
+        names[width] = name
+    return dict(sorted(names.items(), reverse=True))
+
+
+def _networks(
+    value: Any, widths: Mapping[float, str], files: Mapping[str, StoredFile]
+) -> dict[float, StoredNetwork]:
+    value = value if isinstance(value, Mapping) else {}
+    entries = {parse_width(text): entry for text, entry in value.items()}
+    if set(entries) != set(widths) or len(entries) < len(value):
+        raise InputError(f"`networks` must have one entry for each of the widths {list(widths)}")
+    widest = files[widths[max(widths)]]
+    return {w: _network(w, files[name], entries[w], widest) for w, name in widths.items()}
+
+
+def _network(width: float, file: StoredFile, entry: Any, widest: StoredFile) -> StoredNetwork:
+    keys = {"bytes", "sha256", "macs"}
+    if not isinstance(entry, Mapping) or not keys <= set(entry) <= keys | {"slices_of"}:
+        raise invalid("networks", entry, f"must have the keys {sorted(keys)}")
+    digest = _check_digest("sha256", entry["sha256"])
+    plain = StoredFile(file.name, _size(entry["bytes"]), digest)
+    macs = entry["macs"]
+    if type(macs) is not int or not 1 <= macs < 2**63:
+        raise invalid("macs", macs, "must be an integer of at least 1")
+    if "slices_of" not in entry:
+        if plain != file:
+            raise invalid("networks", file.name, "has another size or digest than its file")
+        return StoredNetwork(width, file, file, None, macs)
+    if entry["slices_of"] != widest.name or file == widest:
+        raise invalid("slices_of", entry["slices_of"], f"must be {widest.name!r}")
+    return StoredNetwork(width, file, plain, widest, macs)
+
+
+def _schedules(default: Any, further: Any) -> dict[str, StepSchedule]:
+    if not isinstance(further, Mapping) or DEFAULT in further:
+        raise InputError(f"`schedules` must map names other than {DEFAULT!r} to schedules")
+    values = {DEFAULT: default, **further}
+    return {check_name(name): StepSchedule.from_dict(value) for name, value in values.items()}
+
+
+def check_name(name: str) -> str:
+    """A schedule's name, if it is letters, digits, `_`, `.` or `-`; else `InputError`."""
+    if not _NAME.fullmatch(name):
+        raise invalid("schedules", name, "must be named with letters, digits, `_`, `.` or `-`")
+    return name
+
+
+def _noise_table(value: Any) -> NoiseTable:
+    table = NoiseTable.from_dict(value)
+    # Numbers of β may be so near to 0 or 1 that a step would divide by zero.
+    if not table.alphas_cumprod[0] < 1.0 or not table.alphas_cumprod[-1] > 0.0:
+        raise InputError("`betas` must have products of 1 - β within (0, 1)")
+    return table
+
+
+def _provenance(value: Any) -> dict[str, str | int | float]:
+    if not isinstance(value, Mapping) or len(value) > MAX_NOTES:
+        raise InputError(f"`provenance` must be an object with at most {MAX_NOTES} entries")
+    return {_text("provenance", key): _note(key, entry) for key, entry in value.items()}
+
+
+def _note(key: str, value: Any) -> str | int | float:
+    if type(value) in (int, float) and math.isfinite(value):
+        return value
+    return _text(f"provenance.{key}", value)
+
+
+def _text(argument: str, value: Any) -> str:
+    # Printable: a text from a stranger's file ends up on a terminal.
+    if not isinstance(value, str) or len(value) > 200 or not value.isprintable():
+        raise invalid(argument, value, "must be a printable text of at most 200 characters")
+    return value
+
+
+def _batch(value: Any) -> int | None:
+    if value is not None and (type(value) is not int or not 1 <= value <= 65_536):
+        raise invalid("batch", value, "must be null or an integer in [1, 65536]")
+    return value
+
+
+def _image_shape(value: Any) -> tuple[int, int, int]:
+    is_shape = isinstance(value, list) and len(value) == 3
+    if not is_shape or not all(type(side) is int and side >= 1 for side in value):
+        raise invalid("image_shape", value, "must be [height, width, channels]")
+    if math.prod(value) > MAX_IMAGE_VALUES:
+        raise invalid("image_shape", value, f"must have at most {MAX_IMAGE_VALUES} values")
+    return tuple(value)
+
+
+def _digests(value: Any, names: set[str]) -> dict[str, str]:
+    value = _mapping("sha256", value, names)
+    return {name: _check_digest("sha256", value[name]) for name in sorted(names)}
+
+
+def _mapping(argument: str, value: Any, names: set[str]) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping) or set(value) != names:
+        raise InputError(f"`{argument}` must have one entry for each of {sorted(names)}")
+    return value
+
+
+def _size(value: Any) -> int:
+    if type(value) is not int or not 0 <= value <= MAX_FILE_BYTES:
+        raise invalid("bytes", value, f"must be an integer in [0, {MAX_FILE_BYTES}]")
+    return value
+
+
+def _check_digest(argument: str, value: Any) -> str:
+    if not isinstance(value, str) or not _DIGEST.fullmatch(value):
+        raise invalid(argument, value, "must be 64 hexadecimal digits")
+    return value

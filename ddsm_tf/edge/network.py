@@ -1,0 +1,78 @@
+"""One width's network in LiteRT's interpreter."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ddsm_tf.errors import InputError, invalid, missing_extra
+
+
+class Network:
+    """A TFLite file `(x, t) → noise`, at whatever batch size it was last called with.
+
+    Args:
+        content: the file. LiteRT checks that it is a well-formed flatbuffer and reads the weights
+            from these bytes, so what was verified is what runs.
+        name: what to call it in an error message.
+        image_shape: (H, W, C).
+        threads: CPU threads; None leaves the number to LiteRT.
+
+    Raises:
+        InputError: the file is no such network.
+    """
+
+    def __init__(
+        self, content: bytes, name: str, image_shape: tuple[int, int, int], threads: int | None
+    ) -> None:
+        try:
+            from ai_edge_litert.interpreter import Interpreter
+        except ImportError as error:
+            raise missing_extra("ai_edge_litert", "edge") from error
+        self._name = name
+        try:
+            self._interpreter = Interpreter(model_content=content, num_threads=threads)
+            inputs = {
+                len(details["shape"]): details for details in self._interpreter.get_input_details()
+            }
+            self._x, self._t = inputs[4]["index"], inputs[1]["index"]
+            (output,) = self._interpreter.get_output_details()
+        except (ValueError, RuntimeError, KeyError) as error:
+            raise self._broken(error) from error
+        self._output = output["index"]
+        if tuple(inputs[4]["shape"][1:]) != image_shape:
+            rule = f"takes images of {tuple(inputs[4]['shape'][1:])}, not {image_shape}"
+            raise invalid("file", name, rule)
+        if {details["dtype"] for details in (*inputs.values(), output)} != {np.float32}:
+            raise invalid("file", name, "must take and give float32")
+        self._batch = 0
+
+    def __call__(self, x: np.ndarray, t: int | np.ndarray) -> np.ndarray:
+        """ε for x, float32 (N, H, W, C), at timestep t, a scalar or (N,)."""
+        self.prepare(x.shape)
+        timesteps = np.broadcast_to(np.asarray(t, np.float32), (len(x),))
+        try:
+            self._interpreter.set_tensor(self._x, np.ascontiguousarray(x, np.float32))
+            self._interpreter.set_tensor(self._t, np.ascontiguousarray(timesteps))
+            self._interpreter.invoke()
+            output = self._interpreter.get_tensor(self._output)
+        except (ValueError, RuntimeError) as error:
+            raise self._broken(error) from error
+        if output.shape != x.shape:
+            raise invalid("file", self._name, f"gives {output.shape} for images of {x.shape}")
+        return output
+
+    def prepare(self, shape: tuple[int, ...]) -> None:
+        """Make ready for images of a shape (N, H, W, C)."""
+        if shape[0] == self._batch:
+            return
+        try:
+            self._interpreter.resize_tensor_input(self._x, shape)
+            self._interpreter.resize_tensor_input(self._t, shape[:1])
+            self._interpreter.allocate_tensors()
+        except (ValueError, RuntimeError) as error:
+            raise self._broken(error) from error
+        self._batch = shape[0]
+
+    def _broken(self, error: Exception) -> InputError:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        return InputError(f"`file` (={self._name!r}) is no network of (x, t): {reason}")
