@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import keras
+import tensorflow as tf
 import tf_keras
 
 from ddsm_tf.models.blocks import Block
@@ -138,8 +139,10 @@ def _apply(operation: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, A
     """A Keras operation, or a layer without weights, as one tf_keras layer."""
     tensors, fill_in = _split((args, kwargs))
 
-    def call(values: list[Any]) -> Any:
-        value_args, value_kwargs = fill_in(values)
+    @tf.autograph.experimental.do_not_convert
+    def call(values: Any) -> Any:
+        # tf_keras's copies of a model pass a single tensor without its list.
+        value_args, value_kwargs = fill_in(keras.tree.flatten(values))
         return operation.call(*value_args, **value_kwargs)
 
     return tf_keras.layers.Lambda(call, name=name)(tensors)
