@@ -279,24 +279,46 @@ if click is not None:
         default="none",
         show_default=True,
     )
+    @click.option(
+        "--optimize",
+        type=click.Choice(["prune", "cluster", "qat"]),
+        help="Make files that compress well, or int8 ones, by fine-tuning every width.",
+    )
+    @click.option("--optimize-steps", type=click.IntRange(min=1), help="Fine-tuning steps a width.")
+    @click.option(
+        "--sparsity",
+        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        help="Share of zeros that prune makes.",
+    )
+    @click.option("--clusters", type=click.IntRange(2, 256), help="Values that cluster leaves.")
     @schedule_option
     @overwrite_option
     def export(
-        run: str, kind: str, out: str, quantize: str, schedule: str, overwrite: bool
+        run: str,
+        kind: str,
+        out: str,
+        quantize: str,
+        optimize: str,
+        schedule: str,
+        overwrite: bool,
+        **options: Any,
     ) -> None:
         """Export every width: SavedModel, TFLite, or the bundle for `ddsm-edge`."""
         opened = _open_run(run)
         from ddsm_tf.export import export as export_unet
+        from ddsm_tf.training.optimize import fine_tuning
 
-        path = export_unet(
-            kind,
-            opened.load_unet(),
-            opened.noise_table,
-            opened.schedule(schedule),
-            out,
-            quantize=quantize,
-            overwrite=overwrite,
-        )
+        with fine_tuning(opened, kind, quantize, optimize, **options) as optimization:
+            path = export_unet(
+                kind,
+                opened.load_unet(),
+                opened.noise_table,
+                opened.schedule(schedule),
+                out,
+                quantize=quantize,
+                overwrite=overwrite,
+                **optimization,
+            )
         click.echo(path)
 
     @click.command()

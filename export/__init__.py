@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ def export(
     out: str | os.PathLike,
     *,
     quantize: str = "none",
+    optimization: Any = None,
+    images: Any = None,
+    on_step: Callable[[], None] | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Export every width of a network into a new folder.
@@ -35,6 +39,10 @@ def export(
         schedule: the schedule that a bundle samples with.
         out: folder to make; it appears whole or not at all.
         quantize: see `ddsm_tf.export.tflite.convert`.
+        optimization: an `Optimization` of `ddsm_tf.export.optimize`, for tflite and bundle; every
+            width is fine-tuned under it.
+        images: to fine-tune on, uint8 (N, H, W, C).
+        on_step: called after every step of fine-tuning.
         overwrite: replace a folder that is there.
 
     Returns:
@@ -47,6 +55,8 @@ def export(
         raise invalid("kind", kind, f"must be one of {', '.join(KINDS)}")
     if kind == "savedmodel" and quantize != "none":
         raise invalid("quantize", quantize, "is for tflite and bundle; a savedmodel is float32")
+    if optimization is not None:
+        check_optimization(kind, optimization.method, quantize)
     schedule.check_model(unet.widths, noise_table.train_timesteps)
     with atomic_folder(out, overwrite=overwrite) as folder:
         if kind == "savedmodel":
@@ -54,14 +64,29 @@ def export(
 
             write_savedmodels(unet, folder)
         else:
-            from ddsm_tf.export.tflite import write_tflite
+            if optimization is None:
+                from ddsm_tf.export.tflite import write_tflite
 
-            files = write_tflite(unet, folder, quantize=quantize)
+                files = write_tflite(unet, folder, quantize=quantize)
+            else:
+                from ddsm_tf.export.optimize import write_optimized
+
+                tuning = {"quantize": quantize, "on_step": on_step}
+                files = write_optimized(unet, folder, optimization, images, noise_table, **tuning)
+                quantize = f"{optimization.method}, {quantize}"
             if kind == "bundle":
                 from ddsm_tf.export.bundle import write_manifest
 
                 write_manifest(folder, files, unet.image_shape, noise_table, schedule, quantize)
     return Path(out)
+
+
+def check_optimization(kind: str, method: str, quantize: str) -> None:
+    """`InputError` if exports of a kind and precision cannot be optimized by a method."""
+    if kind == "savedmodel":
+        raise invalid("optimize", method, "is for tflite and bundle")
+    if method == "qat" and quantize != "none":
+        raise invalid("quantize", quantize, "does not go with qat, whose files are int8 already")
 
 
 def width_name(width: float) -> str:

@@ -76,3 +76,20 @@ def observed_ranges(
 
 def _range(values: np.ndarray) -> Range:
     return min(float(values.min()), 0.0), max(float(values.max()), 0.0)
+
+
+class RoundedNetwork:
+    """A tf_keras model with `RoundedLayer`s, called as a UNet is.
+
+    Args:
+        model: takes `[x, t]`.
+        image_shape: (H, W, C).
+    """
+
+    def __init__(self, model: tf_keras.Model, image_shape: tuple[int, int, int]) -> None:
+        self.model = model
+        self.image_shape = image_shape
+
+    def __call__(self, x: Any, t: Any) -> Any:
+        """The noise in x, float32 (N, H, W, C), at timesteps t, float32 (N,)."""
+        return self.model([x, t], training=False)
