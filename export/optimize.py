@@ -229,10 +229,11 @@ def _layers_to_change(subnet: SlimmableUNet, twin: Twin, method: str) -> list[st
     ]
 
 
-def _check_images(images: np.ndarray, image_shape: tuple[int, int, int]) -> None:
-    if images.dtype != np.uint8 or images.shape[1:] != image_shape or not len(images):
+def _check_images(images: Any, image_shape: tuple[int, int, int]) -> None:
+    found = (getattr(images, "dtype", None), getattr(images, "shape", (0,)))
+    if found[0] != np.uint8 or found[1][1:] != image_shape or found[1][0] == 0:
         rule = f"must be uint8 (N, {', '.join(map(str, image_shape))}) with N ≥ 1"
-        raise invalid("images", f"{images.dtype} {images.shape}", rule)
+        raise invalid("images", found, rule)
 
 
 def _check_integer(name: str, value: Any, low: int, high: int = 2**63 - 1) -> None:

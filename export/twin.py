@@ -111,7 +111,7 @@ class _Builder:
         if isinstance(operation, SlimmableLayer):
             self.sources[name] = operation
             # A plain UNet has the one width 1, which is every layer's default.
-            return lambda x, width: _layer_like(operation, name)(x)
+            return lambda x, width=1.0: _layer_like(operation, name)(x)
         return lambda *args, **kwargs: _apply(operation, name, args, kwargs)
 
     def _new_name(self, operation: Any) -> str:

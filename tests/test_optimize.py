@@ -261,7 +261,7 @@ def without_training(monkeypatch):
 
 def test_the_command_optimizes_every_width(tiny_run, tmp_path, without_training):
     out = tmp_path / "bundle"
-    words = "--optimize cluster --optimize-steps 7 --clusters 8 --quantize dynamic"
+    words = "--optimize cluster --optimize-steps 7 --clusters 8 --quantize float16"
     assert run_cli(["export", str(tiny_run), "bundle", "-o", str(out), *words.split()]) == 0
     run = Run.open(tiny_run)
     training, held_out = run.load_split()
@@ -271,7 +271,10 @@ def test_the_command_optimizes_every_width(tiny_run, tmp_path, without_training)
         assert optimization == Optimization("cluster", steps=7, clusters=8, seed=run.config.seed)
         np.testing.assert_array_equal(images, training.images)
         np.testing.assert_array_equal(table.betas, run.noise_table.betas)
-    assert json.loads((out / "manifest.json").read_text())["quantize"] == "cluster, dynamic"
+    assert json.loads((out / "manifest.json").read_text())["quantize"] == "cluster, float16"
+    for file in out.glob("*.tflite"):
+        [subgraph] = schema.ModelT.InitFromPackedBuf(file.read_bytes()).subgraphs
+        assert schema.TensorType.FLOAT16 in [tensor.type for tensor in subgraph.tensors]
     images = EdgeSampler(Bundle.load(out)).sample(2, seed=0)
     assert images.shape == (2, 8, 8, 1)
 
@@ -314,7 +317,7 @@ def test_settings_are_checked(field, value):
 
 def test_images_must_be_the_networks(small):
     settings = Optimization("prune", steps=1)
-    for images in (IMAGES[:0], IMAGES[:, :2], IMAGES.astype(np.float32)):
+    for images in (None, IMAGES[:0], IMAGES[:, :2], IMAGES.astype(np.float32)):
         with pytest.raises(InputError, match=r"`images` .* uint8 \(N, 4, 4, 1\)"):
             optimize(small, settings, images, TABLE)
 
