@@ -280,6 +280,18 @@ if click is not None:
         default="none",
         show_default=True,
     )
+    @click.option(
+        "--optimize",
+        type=click.Choice(["prune", "cluster", "qat"]),
+        help="Make files that compress well, or int8 ones, by fine-tuning every width.",
+    )
+    @click.option("--optimize-steps", type=click.IntRange(min=1), help="Fine-tuning steps a width.")
+    @click.option(
+        "--sparsity",
+        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        help="Share of zeros that prune makes.",
+    )
+    @click.option("--clusters", type=click.IntRange(2, 256), help="Values that cluster leaves.")
     @schedule_option
     @click.option(
         "--add-schedule",
@@ -313,13 +325,18 @@ if click is not None:
         kind: str,
         out: str | None,
         quantize: str,
+        optimize: str | None,
+        optimize_steps: int | None,
+        sparsity: float | None,
+        clusters: int | None,
         schedule: str,
         added: tuple[str, ...],
         overwrite: bool,
         **serving: Any,
     ) -> None:
         """Export every width: SavedModel, TFLite, or the bundle for `ddsm-edge`."""
-        _check_export(kind, out, quantize, overwrite, serving)
+        tuning = {"optimize_steps": optimize_steps, "sparsity": sparsity, "clusters": clusters}
+        _check_export(kind, out, quantize, overwrite, bool(added or optimize), serving)
         opened = _open_run(run)
         unet, chosen = opened.load_unet(), opened.schedule(schedule)
         if out is None:
@@ -327,9 +344,12 @@ if click is not None:
 
             given = {name: value for name, value in serving.items() if value is not None}
             path = write_serving(unet, opened.noise_table, chosen, given.pop("serving"), **given)
-        else:
-            from ddsm_tf.export import export as export_unet
+            click.echo(path)
+            return
+        from ddsm_tf.export import export as export_unet
+        from ddsm_tf.training.optimize import fine_tuning
 
+        with fine_tuning(opened, kind, quantize, optimize, **tuning) as optimization:
             path = export_unet(
                 kind,
                 unet,
@@ -340,6 +360,7 @@ if click is not None:
                 schedules=_named_schedules(opened, added),
                 provenance=opened.provenance,
                 overwrite=overwrite,
+                **optimization,
             )
         click.echo(path)
 
@@ -438,7 +459,12 @@ if click is not None:
 
 
 def _check_export(
-    kind: str, out: str | None, quantize: str, overwrite: bool, serving: dict[str, Any]
+    kind: str,
+    out: str | None,
+    quantize: str,
+    overwrite: bool,
+    for_devices: bool,
+    serving: dict[str, Any],
 ) -> None:
     """Raise `InputError` unless -o or --serving is given, with the options that belong to it."""
     if (out is None) == (serving["serving"] is None):
@@ -452,6 +478,8 @@ def _check_export(
         raise invalid("kind", kind, "must be savedmodel with --serving")
     if quantize != "none":
         raise invalid("quantize", quantize, "must be none with --serving; the server runs float32")
+    if for_devices:
+        raise InputError("`--add-schedule` and `--optimize` belong to -o, for bundle and tflite")
     if overwrite:
         raise InputError("`--overwrite` belongs to -o; --serving adds a version beside the others")
 

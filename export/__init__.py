@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from ddsm_tf.noise import NoiseTable
 from ddsm_tf.schedule import StepSchedule
 
 KINDS = ("savedmodel", "tflite", "bundle")
-QUANTIZE = ("none", "float16", "dynamic")
+QUANTIZE = ("none", "float16", "dynamic", "dynamic-mixed", "int8", "int8-mixed")
 
 
 def export(
@@ -25,8 +25,12 @@ def export(
     out: str | os.PathLike,
     *,
     quantize: str = "none",
+    batch: int | None = None,
     schedules: Mapping[str, StepSchedule] | None = None,
     provenance: Mapping[str, str | int | float] | None = None,
+    optimization: Any = None,
+    images: Any = None,
+    on_step: Callable[[], None] | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Export every width of a network into a new folder.
@@ -37,13 +41,18 @@ def export(
             those, what the others differ in, a manifest, the noise table and the schedules).
         unet: the trained `SlimmableUNet`.
         noise_table: the one it was trained with.
-        schedule: that of the sampler's SavedModel, and a bundle's default.
+        schedule: that of the sampler's SavedModel, a bundle's default, and what int8 is
+            calibrated on.
         out: folder to make; it appears whole or not at all.
-        quantize: see `ddsm_tf.export.tflite.convert`.
+        quantize, batch: of tflite and bundle; see `ddsm_tf.export.tflite.convert`.
         schedules: further schedules of a bundle by name; "full", the default one's steps at the
             widest width, is always among them.
         provenance: what a bundle's manifest says of where the weights come from, beside versions
             and the weights' digest.
+        optimization: an `Optimization` of `ddsm_tf.export.optimize`, for tflite and bundle; every
+            width is fine-tuned under it.
+        images: to fine-tune on, uint8 (N, H, W, C).
+        on_step: called after every step of fine-tuning.
         overwrite: replace a folder that is there.
 
     Returns:
@@ -52,12 +61,7 @@ def export(
     Raises:
         InputError: an argument breaks its rule, or `out` exists.
     """
-    if kind not in KINDS:
-        raise invalid("kind", kind, f"must be one of {', '.join(KINDS)}")
-    if schedules and kind != "bundle":
-        raise invalid("schedules", list(schedules), f"are for a bundle; {kind} holds none")
-    if kind == "savedmodel" and quantize != "none":
-        raise invalid("quantize", quantize, "is for tflite and bundle; a savedmodel is float32")
+    _check(kind, quantize, batch, schedules, optimization)
     named = _named(schedule, schedules or {}, unet.widths[0])
     for each in named.values():
         each.check_model(unet.widths, noise_table.train_timesteps)
@@ -67,23 +71,63 @@ def export(
 
             write_savedmodels(unet, folder)
             write_sampler(unet, noise_table, schedule, folder / "sampler" / VERSION)
-        else:
+            return Path(out)
+        if optimization is None:
             from ddsm_tf.export.tflite import write_tflite
 
-            files = write_tflite(unet, folder, quantize=quantize)
-            if kind == "bundle":
-                from ddsm_tf.export.bundle import write_bundle
+            samples = _calibration(unet, noise_table, schedule, quantize)
+            files = write_tflite(unet, folder, quantize=quantize, batch=batch, calibration=samples)
+        else:
+            from ddsm_tf.export.optimize import write_optimized
 
-                write_bundle(
-                    folder,
-                    files,
-                    unet,
-                    noise_table,
-                    named,
-                    quantize=quantize,
-                    provenance=provenance,
-                )
+            tuning = {"quantize": quantize, "on_step": on_step}
+            files = write_optimized(unet, folder, optimization, images, noise_table, **tuning)
+            quantize = f"{optimization.method}, {quantize}"
+        if kind == "bundle":
+            from ddsm_tf.export.bundle import write_bundle
+
+            made = {"quantize": quantize, "batch": batch, "provenance": provenance}
+            write_bundle(folder, files, unet, noise_table, named, **made)
     return Path(out)
+
+
+def _check(kind: str, quantize: str, batch: int | None, schedules: Any, optimization: Any) -> None:
+    if kind not in KINDS:
+        raise invalid("kind", kind, f"must be one of {', '.join(KINDS)}")
+    if quantize not in QUANTIZE:
+        raise invalid("quantize", quantize, f"must be one of {', '.join(QUANTIZE)}")
+    if schedules and kind != "bundle":
+        raise invalid("schedules", list(schedules), f"are for a bundle; {kind} holds none")
+    if kind == "savedmodel" and quantize != "none":
+        raise invalid("quantize", quantize, "is for tflite and bundle; a savedmodel is float32")
+    if kind == "savedmodel" and batch is not None:
+        raise invalid("batch", batch, "is for tflite and bundle; a savedmodel takes any")
+    if optimization is not None:
+        check_optimization(kind, optimization.method, quantize, batch)
+
+
+def check_optimization(kind: str, method: str, quantize: str, batch: int | None = None) -> None:
+    """`InputError` if exports of a kind and precision cannot be optimized by a method."""
+    if kind == "savedmodel":
+        raise invalid("optimize", method, "is for tflite and bundle")
+    if method == "qat" and quantize != "none":
+        raise invalid("quantize", quantize, "does not go with qat, whose files are int8 already")
+    if quantize.startswith("int8"):
+        raise invalid("quantize", quantize, f"does not go with {method}; use none or dynamic")
+    if batch is not None:
+        raise invalid("batch", batch, f"does not go with {method}, whose files take any batch")
+
+
+def _calibration(unet: Any, noise_table: NoiseTable, schedule: StepSchedule, quantize: str) -> Any:
+    """Each width's calibration samples, if the precision needs any."""
+    from ddsm_tf.export.calibration import calibration_samples
+    from ddsm_tf.export.tflite import needs_calibration
+    from ddsm_tf.models.compiled import CompiledDenoiser
+
+    if not needs_calibration(quantize):
+        return None
+    denoise = CompiledDenoiser(unet)
+    return calibration_samples(denoise, schedule, noise_table, unet.image_shape, unet.widths)
 
 
 def _named(

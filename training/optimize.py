@@ -1,0 +1,54 @@
+"""The fine-tuning that `ddsm export RUN … --optimize METHOD` adds to an export."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from ddsm_tf.errors import invalid
+from ddsm_tf.training.progress import progress_bar
+from ddsm_tf.training.run import Run
+
+# Option of the command → the field it sets, and the one method that has it.
+OPTIONS = {
+    "optimize_steps": ("steps", None),
+    "sparsity": ("sparsity", "prune"),
+    "clusters": ("clusters", "cluster"),
+}
+
+
+@contextlib.contextmanager
+def fine_tuning(
+    run: Run, kind: str, quantize: str, method: str | None, **options: Any
+) -> Iterator[dict[str, Any]]:
+    """Further arguments of `ddsm_tf.export.export`, and a progress bar for as long as it runs.
+
+    Args:
+        run: fine-tunes on the images that it was trained on.
+        kind, quantize: of the export.
+        method: "prune", "cluster", "qat", or None for an export without it.
+        options: of `OPTIONS`; None takes the default of `ddsm_tf.export.optimize.Optimization`.
+
+    Raises:
+        InputError: an option of another method, or an export that cannot be optimized.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    for name, value in given.items():
+        of_method = OPTIONS[name][1] or method
+        if method is None or of_method != method:
+            rule = f"needs --optimize {of_method or 'prune, cluster or qat'}"
+            raise invalid(f"--{name.replace('_', '-')}", value, rule)
+    if method is None:
+        yield {}
+        return
+    from ddsm_tf.export import check_optimization
+
+    check_optimization(kind, method, quantize)
+    from ddsm_tf.export.optimize import Optimization
+
+    fields = {OPTIONS[name][0]: value for name, value in given.items()}
+    optimization = Optimization(method, seed=run.config.seed, **fields)
+    images, _ = run.load_split()
+    with progress_bar(optimization.steps * len(run.config.widths), method) as bar:
+        yield {"optimization": optimization, "images": images.images, "on_step": bar.update}
