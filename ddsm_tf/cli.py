@@ -97,6 +97,14 @@ if click is not None:
     seed_option = click.option(
         "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True
     )
+    # `ddsm_tf.export.QUANTIZE`; click wants the names before the heavy modules are there.
+    quantize_option = click.option(
+        "--quantize",
+        type=click.Choice(["none", "float16", "dynamic", "dynamic-mixed", "int8", "int8-mixed"]),
+        default="none",
+        show_default=True,
+        help="Precision of tflite; mixed keeps the first and last convolution float32.",
+    )
     overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what is there.")
 
     @click.command()
@@ -273,16 +281,20 @@ if click is not None:
     @run_argument
     @click.argument("kind", type=click.Choice(["savedmodel", "tflite", "bundle"]))
     @click.option("-o", "out", required=True, metavar="DIR")
+    @quantize_option
     @click.option(
-        "--quantize",
-        type=click.Choice(["none", "float16", "dynamic"]),
-        default="none",
-        show_default=True,
+        "--batch", type=click.IntRange(min=1), help="Images a call, fixed in the files; else any."
     )
     @schedule_option
     @overwrite_option
     def export(
-        run: str, kind: str, out: str, quantize: str, schedule: str, overwrite: bool
+        run: str,
+        kind: str,
+        out: str,
+        quantize: str,
+        batch: int | None,
+        schedule: str,
+        overwrite: bool,
     ) -> None:
         """Export every width: SavedModel, TFLite, or the bundle for `ddsm-edge`."""
         opened = _open_run(run)
@@ -295,6 +307,7 @@ if click is not None:
             opened.schedule(schedule),
             out,
             quantize=quantize,
+            batch=batch,
             overwrite=overwrite,
         )
         click.echo(path)
@@ -324,13 +337,7 @@ if click is not None:
         show_default=True,
         help="Timed steps a width.",
     )
-    @click.option(
-        "--quantize",
-        type=click.Choice(["none", "float16", "dynamic"]),
-        default="none",
-        show_default=True,
-        help="Weights of litert.",
-    )
+    @quantize_option
     @click.option("-o", "out", required=True, metavar="FILE.json")
     @overwrite_option
     def latency(run: str, out: str, runtime: str, threads: int, **options: Any) -> None:

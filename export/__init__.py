@@ -12,7 +12,7 @@ from ddsm_tf.noise import NoiseTable
 from ddsm_tf.schedule import StepSchedule
 
 KINDS = ("savedmodel", "tflite", "bundle")
-QUANTIZE = ("none", "float16", "dynamic")
+QUANTIZE = ("none", "float16", "dynamic", "dynamic-mixed", "int8", "int8-mixed")
 
 
 def export(
@@ -23,6 +23,7 @@ def export(
     out: str | os.PathLike,
     *,
     quantize: str = "none",
+    batch: int | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Export every width of a network into a new folder.
@@ -32,9 +33,9 @@ def export(
             …) or "bundle" (those, a manifest, the noise table and the schedule).
         unet: the trained `SlimmableUNet`.
         noise_table: the one it was trained with.
-        schedule: the schedule that a bundle samples with.
+        schedule: the schedule that a bundle samples with, and that int8 is calibrated on.
         out: folder to make; it appears whole or not at all.
-        quantize: see `ddsm_tf.export.tflite.convert`.
+        quantize, batch: of tflite and bundle; see `ddsm_tf.export.tflite.convert`.
         overwrite: replace a folder that is there.
 
     Returns:
@@ -47,6 +48,8 @@ def export(
         raise invalid("kind", kind, f"must be one of {', '.join(KINDS)}")
     if kind == "savedmodel" and quantize != "none":
         raise invalid("quantize", quantize, "is for tflite and bundle; a savedmodel is float32")
+    if kind == "savedmodel" and batch is not None:
+        raise invalid("batch", batch, "is for tflite and bundle; a savedmodel takes any")
     schedule.check_model(unet.widths, noise_table.train_timesteps)
     with atomic_folder(out, overwrite=overwrite) as folder:
         if kind == "savedmodel":
@@ -56,12 +59,28 @@ def export(
         else:
             from ddsm_tf.export.tflite import write_tflite
 
-            files = write_tflite(unet, folder, quantize=quantize)
+            samples = _calibration(unet, noise_table, schedule, quantize)
+            files = write_tflite(unet, folder, quantize=quantize, batch=batch, calibration=samples)
             if kind == "bundle":
                 from ddsm_tf.export.bundle import write_manifest
 
-                write_manifest(folder, files, unet.image_shape, noise_table, schedule, quantize)
+                write_manifest(
+                    folder, files, unet.image_shape, noise_table, schedule, quantize, batch
+                )
     return Path(out)
+
+
+def _calibration(unet: Any, noise_table: NoiseTable, schedule: StepSchedule, quantize: str) -> Any:
+    """Each width's calibration samples, if the precision needs any."""
+    from ddsm_tf.export.calibration import calibration_samples
+    from ddsm_tf.export.tflite import check_quantize, needs_calibration
+    from ddsm_tf.models.compiled import CompiledDenoiser
+
+    check_quantize(quantize)
+    if not needs_calibration(quantize):
+        return None
+    denoise = CompiledDenoiser(unet)
+    return calibration_samples(denoise, schedule, noise_table, unet.image_shape, unet.widths)
 
 
 def width_name(width: float) -> str:

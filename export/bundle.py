@@ -18,6 +18,7 @@ def write_manifest(
     noise_table: NoiseTable,
     schedule: StepSchedule,
     quantize: str,
+    batch: int | None = None,
 ) -> None:
     """Write `manifest.json` beside the files.
 
@@ -28,6 +29,7 @@ def write_manifest(
         noise_table: the forward process.
         schedule: the default schedule.
         quantize: how the files were quantised.
+        batch: images that the files take at once; None for any number.
     """
     manifest = {
         "format": FORMAT,
@@ -35,6 +37,7 @@ def write_manifest(
         "image_shape": list(image_shape),
         "value_range": [-1.0, 1.0],
         "quantize": quantize,
+        "batch": batch,
         "noise_table": noise_table.to_dict(),
         "schedule": schedule.to_dict(),
         "widths": {str(width): name for width, name in files.items()},

@@ -22,6 +22,7 @@ _KEYS = {
     "image_shape",
     "value_range",
     "quantize",
+    "batch",
     "noise_table",
     "schedule",
     "widths",

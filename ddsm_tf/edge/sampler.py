@@ -88,7 +88,11 @@ class EdgeSampler:
 
 
 class _Network:
-    """One TFLite file, `(x, t) → noise`, at whatever batch size it was last called with."""
+    """One TFLite file, `(x, t) → noise`, for any number of images.
+
+    A file whose batch is free is resized to what it is called with. One whose batch is fixed runs
+    as often as need be, and what its last batch lacks is filled up with blank images.
+    """
 
     def __init__(self, path: Any, image_shape: tuple[int, int, int], threads: int | None) -> None:
         try:
@@ -112,11 +116,24 @@ class _Network:
             rule = f"takes images of {tuple(inputs[4]['shape'][1:])}, not {image_shape}"
             raise invalid("file", path.name, rule)
         self._batch = 0
+        is_free = inputs[4]["shape_signature"][0] < 0
+        self._fixed_batch = None if is_free else int(inputs[4]["shape"][0])
 
     def __call__(self, x: np.ndarray, t: int | np.ndarray) -> np.ndarray:
+        timesteps = np.broadcast_to(np.asarray(t, np.float32), (len(x),))
+        size = self._fixed_batch or len(x)
+        blank = -len(x) % size
+        if len(x) == size:
+            return self._run(x, timesteps)
+        x = np.pad(x, ((0, blank), (0, 0), (0, 0), (0, 0)))
+        timesteps = np.pad(timesteps, (0, blank))
+        parts = [slice(first, first + size) for first in range(0, len(x), size)]
+        noise = np.concatenate([self._run(x[part], timesteps[part]) for part in parts])
+        return noise[: len(noise) - blank]
+
+    def _run(self, x: np.ndarray, timesteps: np.ndarray) -> np.ndarray:
         if len(x) != self._batch:
             self._resize(x.shape)
-        timesteps = np.broadcast_to(np.asarray(t, np.float32), (len(x),))
         self._interpreter.set_tensor(self._x, np.ascontiguousarray(x, np.float32))
         self._interpreter.set_tensor(self._t, np.ascontiguousarray(timesteps))
         self._interpreter.invoke()
