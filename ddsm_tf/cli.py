@@ -98,6 +98,14 @@ if click is not None:
     seed_option = click.option(
         "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True
     )
+    # `ddsm_tf.export.QUANTIZE`; click wants the names before the heavy modules are there.
+    quantize_option = click.option(
+        "--quantize",
+        type=click.Choice(["none", "float16", "dynamic", "dynamic-mixed", "int8", "int8-mixed"]),
+        default="none",
+        show_default=True,
+        help="Precision of tflite; mixed keeps the first and last convolution float32.",
+    )
     overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what is there.")
 
     @click.command()
@@ -274,11 +282,9 @@ if click is not None:
     @run_argument
     @click.argument("kind", type=click.Choice(["savedmodel", "tflite", "bundle"]))
     @click.option("-o", "out", metavar="DIR", help="Folder to make; this or --serving.")
+    @quantize_option
     @click.option(
-        "--quantize",
-        type=click.Choice(["none", "float16", "dynamic"]),
-        default="none",
-        show_default=True,
+        "--batch", type=click.IntRange(min=1), help="Images a call, fixed in the files; else any."
     )
     @click.option(
         "--optimize",
@@ -325,6 +331,7 @@ if click is not None:
         kind: str,
         out: str | None,
         quantize: str,
+        batch: int | None,
         optimize: str | None,
         optimize_steps: int | None,
         sparsity: float | None,
@@ -336,7 +343,7 @@ if click is not None:
     ) -> None:
         """Export every width: SavedModel, TFLite, or the bundle for `ddsm-edge`."""
         tuning = {"optimize_steps": optimize_steps, "sparsity": sparsity, "clusters": clusters}
-        _check_export(kind, out, quantize, overwrite, bool(added or optimize), serving)
+        _check_export(kind, out, quantize, overwrite, bool(added or optimize or batch), serving)
         opened = _open_run(run)
         unet, chosen = opened.load_unet(), opened.schedule(schedule)
         if out is None:
@@ -357,6 +364,7 @@ if click is not None:
                 chosen,
                 out,
                 quantize=quantize,
+                batch=batch,
                 schedules=_named_schedules(opened, added),
                 provenance=opened.provenance,
                 overwrite=overwrite,
@@ -429,13 +437,7 @@ if click is not None:
         show_default=True,
         help="Timed steps a width.",
     )
-    @click.option(
-        "--quantize",
-        type=click.Choice(["none", "float16", "dynamic"]),
-        default="none",
-        show_default=True,
-        help="Weights of litert.",
-    )
+    @quantize_option
     @click.option("-o", "out", required=True, metavar="FILE.json")
     @overwrite_option
     def latency(run: str, out: str, runtime: str, threads: int, **options: Any) -> None:
@@ -479,7 +481,9 @@ def _check_export(
     if quantize != "none":
         raise invalid("quantize", quantize, "must be none with --serving; the server runs float32")
     if for_devices:
-        raise InputError("`--add-schedule` and `--optimize` belong to -o, for bundle and tflite")
+        raise InputError(
+            "`--add-schedule`, `--batch` and `--optimize` belong to -o, not to --serving"
+        )
     if overwrite:
         raise InputError("`--overwrite` belongs to -o; --serving adds a version beside the others")
 

@@ -19,16 +19,18 @@ from ddsm_tf.schedule import StepSchedule
 VERSION = "1"
 
 
-def denoiser_function(subnet: Any) -> tf.types.experimental.PolymorphicFunction:
-    """`(x, t) → noise` as a graph with a free batch axis, float32 throughout."""
+def denoiser_function(
+    subnet: Any, batch: int | None = None
+) -> tf.types.experimental.PolymorphicFunction:
+    """`(x, t) → noise` as a graph, float32 throughout, for any batch size if `batch` is None."""
 
     @tf.autograph.experimental.do_not_convert
     def denoise(x: tf.Tensor, t: tf.Tensor) -> tf.Tensor:
         return tf.cast(subnet(x, t), tf.float32)
 
     signature = [
-        tf.TensorSpec((None, *subnet.image_shape), tf.float32, name="x"),
-        tf.TensorSpec((None,), tf.float32, name="t"),
+        tf.TensorSpec((batch, *subnet.image_shape), tf.float32, name="x"),
+        tf.TensorSpec((batch,), tf.float32, name="t"),
     ]
     return tf.function(denoise, input_signature=signature)
 

@@ -8,7 +8,10 @@ from ddsm_tf.errors import InputError, invalid, missing_extra
 
 
 class Network:
-    """A TFLite file `(x, t) → noise`, at whatever batch size it was last called with.
+    """A TFLite file `(x, t) → noise`, for any number of images.
+
+    A file whose batch is free is resized to what it is called with. One whose batch is fixed runs
+    as often as need be, and what its last batch lacks is filled up with blank images.
 
     Args:
         content: the file. LiteRT checks that it is a well-formed flatbuffer and reads the weights
@@ -45,11 +48,24 @@ class Network:
         if {details["dtype"] for details in (*inputs.values(), output)} != {np.float32}:
             raise invalid("file", name, "must take and give float32")
         self._batch = 0
+        is_free = inputs[4]["shape_signature"][0] < 0
+        self._fixed_batch = None if is_free else int(inputs[4]["shape"][0])
 
     def __call__(self, x: np.ndarray, t: int | np.ndarray) -> np.ndarray:
         """ε for x, float32 (N, H, W, C), at timestep t, a scalar or (N,)."""
-        self.prepare(x.shape)
         timesteps = np.broadcast_to(np.asarray(t, np.float32), (len(x),))
+        size = self._fixed_batch or len(x)
+        if len(x) == size:
+            return self._run(x, timesteps)
+        blank = -len(x) % size
+        x = np.pad(x, ((0, blank), (0, 0), (0, 0), (0, 0)))
+        timesteps = np.pad(timesteps, (0, blank))
+        parts = [slice(first, first + size) for first in range(0, len(x), size)]
+        noise = np.concatenate([self._run(x[part], timesteps[part]) for part in parts])
+        return noise[: len(noise) - blank]
+
+    def _run(self, x: np.ndarray, timesteps: np.ndarray) -> np.ndarray:
+        self.prepare(x.shape)
         try:
             self._interpreter.set_tensor(self._x, np.ascontiguousarray(x, np.float32))
             self._interpreter.set_tensor(self._t, np.ascontiguousarray(timesteps))
@@ -63,6 +79,7 @@ class Network:
 
     def prepare(self, shape: tuple[int, ...]) -> None:
         """Make ready for images of a shape (N, H, W, C)."""
+        shape = (self._fixed_batch or shape[0], *shape[1:])
         if shape[0] == self._batch:
             return
         try:

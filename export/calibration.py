@@ -1,0 +1,120 @@
+"""Calibration samples: the states that each width meets in the schedule that it will run in.
+
+Integers of eight bits need to know the range of every activation beforehand, and what a network
+sees changes over a trajectory: pure noise at first, an image at the end. So ranges are taken from
+real trajectories, and a width that a schedule runs at its noisy steps only is not given the range
+of an image. No data set is needed; the states come from the model's own sampler.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ddsm_tf.errors import invalid
+from ddsm_tf.noise import NoiseTable
+from ddsm_tf.sampling import Denoiser, sample
+from ddsm_tf.schedule import StepSchedule
+from ddsm_tf.seeds import ImageNoise
+
+COUNT = 192
+TRAJECTORIES = 16
+
+State = tuple[int, int]
+"""A timestep and the number of the trajectory."""
+
+
+class Samples(NamedTuple):
+    """What a network is called with while its ranges are taken.
+
+    Attributes:
+        x: states x_t, float32 (N, H, W, C).
+        t: their timesteps, float32 (N,).
+    """
+
+    x: np.ndarray
+    t: np.ndarray
+
+
+def calibration_samples(
+    denoise: Denoiser,
+    schedule: StepSchedule,
+    noise_table: NoiseTable,
+    image_shape: tuple[int, int, int],
+    widths: Sequence[float],
+    *,
+    count: int = COUNT,
+    seed: int = 0,
+) -> dict[float, Samples]:
+    """Samples for every width, drawn along trajectories of a schedule.
+
+    A width's timesteps are its own share of the schedule, each as often as any other to within
+    one, or all timesteps of the schedule where it never runs. The order is mixed, so that every
+    batch holds timesteps from the whole share.
+
+    Args:
+        denoise: the network, at every width of the schedule.
+        schedule: what the trajectories follow.
+        noise_table: the forward process.
+        image_shape: (H, W, C).
+        widths: to be calibrated.
+        count: samples a width; fewer where its share has less than count / `TRAJECTORIES` steps.
+        seed: fixes the trajectories and the choice.
+
+    Returns:
+        Width → samples.
+
+    Raises:
+        InputError: `count` is below 1, or the schedule was made for another noise table.
+    """
+    if count < 1:
+        raise invalid("count", count, "must be at least 1")
+    plans = {width: _plan(own_timesteps(schedule, width), count) for width in widths}
+    states = _states(denoise, schedule, noise_table, image_shape, plans, seed)
+    random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed)))
+    return {width: _gather(plan, states, random) for width, plan in plans.items()}
+
+
+def own_timesteps(schedule: StepSchedule, width: float) -> tuple[int, ...]:
+    """The timesteps at which a schedule runs a width; all of them if it never does."""
+    steps = zip(schedule.timesteps, schedule.widths, strict=True)
+    return tuple(t for t, chosen in steps if chosen == width) or schedule.timesteps
+
+
+def _plan(timesteps: Sequence[int], count: int) -> list[State]:
+    """Which states to take: every timestep equally often, from different trajectories."""
+    count = min(count, len(timesteps) * TRAJECTORIES)
+    return [(timesteps[i * len(timesteps) // count], i % TRAJECTORIES) for i in range(count)]
+
+
+def _states(
+    denoise: Denoiser,
+    schedule: StepSchedule,
+    noise_table: NoiseTable,
+    image_shape: tuple[int, int, int],
+    plans: Mapping[float, Sequence[State]],
+    seed: int,
+) -> dict[State, np.ndarray]:
+    """The states that the plans name, read off as the sampler calls the network."""
+    wanted: dict[int, set[int]] = defaultdict(set)
+    for t, trajectory in (state for plan in plans.values() for state in plan):
+        wanted[t].add(trajectory)
+    states = {}
+
+    def recorded(x: Any, t: int, width: float) -> Any:
+        states.update({(t, trajectory): np.array(x[trajectory]) for trajectory in wanted[t]})
+        return denoise(x, t, width)
+
+    sample(recorded, schedule, noise_table, ImageNoise(seed, 0, TRAJECTORIES, image_shape))
+    return states
+
+
+def _gather(
+    plan: Sequence[State], states: Mapping[State, np.ndarray], random: np.random.RandomState
+) -> Samples:
+    mixed = [plan[index] for index in random.permutation(len(plan))]
+    x = np.stack([states[state] for state in mixed]).astype(np.float32)
+    return Samples(x, np.array([t for t, _ in mixed], np.float32))
