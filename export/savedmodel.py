@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -43,10 +43,8 @@ def write_savedmodels(unet: Any, folder: Path) -> None:
     """
     for width in unet.widths:
         subnet = unet.subnet(width)
-        archive = keras.export.ExportArchive()
-        archive.track(subnet)
-        archive.add_endpoint("serve", denoiser_function(subnet))
-        archive.write_out(str(folder / width_name(width) / VERSION), verbose=False)
+        path = folder / width_name(width) / VERSION
+        _save([subnet], {"serve": denoiser_function(subnet)}, path)
 
 
 def write_sampler(
@@ -71,16 +69,26 @@ def write_sampler(
         schedule: that of all signatures but the last.
         path: folder to make.
     """
-    archive = keras.export.ExportArchive()
-    denoisers = {}
-    for width in unet.widths:
-        subnet = unet.subnet(width)
-        archive.track(subnet)
-        denoisers[width] = denoiser_function(subnet)
+    subnets = {width: unet.subnet(width) for width in unet.widths}
+    denoisers = {width: denoiser_function(subnet) for width, subnet in subnets.items()}
     graph = SamplerGraph(denoisers, noise_table, schedule, unet.image_shape)
-    for name, function in graph.signatures().items():
-        archive.add_endpoint(name, function)
-    archive.write_out(str(path), verbose=False)
+    _save(subnets.values(), graph.signatures(), path)
+
+
+def _save(subnets: Iterable[Any], functions: Mapping[str, Any], path: str | os.PathLike) -> None:
+    """Save functions as signatures; the first is also the default.
+
+    Not by Keras's `ExportArchive`, whose files hold every weight twice.
+    """
+    module = tf.Module()
+    module.weights = [variable.value for subnet in subnets for variable in subnet.variables]
+    signatures = {}
+    for name, function in functions.items():
+        setattr(module, name, function)
+        signatures[name] = function.get_concrete_function()
+    default = next(iter(signatures.values()))
+    signatures[tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY] = default
+    tf.saved_model.save(module, str(path), signatures=signatures)
 
 
 class SavedModelDenoiser:
