@@ -6,9 +6,11 @@ holds for every network that the library can build. `docs/tflite.md` has the mea
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,12 +22,13 @@ from ai_edge_quantizer.calibrator import Calibrator
 from ai_edge_quantizer.quantizer import Quantizer
 from ai_edge_quantizer.recipe_manager import RecipeManager
 
-from ddsm_tf.console import without_stderr
+from ddsm_tf.console import debugging, without_stderr
 from ddsm_tf.export.calibration import Samples
 
 SIGNATURE = "serving_default"
-# Calibration keeps every activation of a batch in memory.
-CALIBRATION_BATCH = 4
+# Calibration keeps every activation of a batch in memory: about a gigabyte for these pixels at the
+# papers' CIFAR-10 size. Larger batches are quicker, for most of its work is per operator.
+CALIBRATION_PIXELS = 8192
 
 # The sinusoids of a rounded timestep are noise.
 TIMESTEP = "(?i)timestep_?embedding"
@@ -49,13 +52,20 @@ def quantized(data: bytes, quantize: str, samples: Samples | None = None) -> byt
     """
     kind, _, mixed = quantize.partition("-")
     model = _with_signature(data)
-    batch = _static_batch(model) or CALIBRATION_BATCH
+    batch = _batch_of(model)
     recipe = _int8() if kind == "int8" else _dynamic()
     for name in end_convolutions(model) if mixed else ():
         _keep_float(recipe, f"^{re.escape(name)};", Op.CONV_2D)
     named = bytes(flatbuffer_utils.convert_object_to_bytearray(model))
-    # Both steps draw progress bars.
-    return without_stderr(lambda: _quantize(named, recipe, samples, batch))
+    return _quietly(lambda: _quantize(named, recipe, samples, batch))
+
+
+def _quietly(action: Callable[[], bytes]) -> bytes:
+    """Without the quantiser's progress bars, its warnings and LiteRT's announcements."""
+    if debugging():
+        return action()
+    with contextlib.redirect_stderr(io.StringIO()):
+        return without_stderr(action)
 
 
 def _dynamic() -> RecipeManager:
@@ -150,12 +160,13 @@ def _is_convolution(model: Any, operator: Any) -> bool:
     )
 
 
-def _static_batch(model: Any) -> int | None:
-    """The batch size that the file is for; None if it may be resized."""
+def _batch_of(model: Any) -> int:
+    """Images to calibrate with at a time: what the file says, or what memory allows."""
     graph = model.subgraphs[0]
-    signature = graph.tensors[graph.inputs[0]].shapeSignature
-    free = signature is not None and len(signature) and signature[0] < 0
-    return None if free else int(graph.tensors[graph.inputs[0]].shape[0])
+    x = next(graph.tensors[i] for i in graph.inputs if len(graph.tensors[i].shape) == 4)
+    batch, height, breadth, _ = map(int, x.shape)
+    is_free = x.shapeSignature is not None and x.shapeSignature[0] < 0
+    return max(1, CALIBRATION_PIXELS // (height * breadth)) if is_free else batch
 
 
 def _with_signature(data: bytes) -> Any:
