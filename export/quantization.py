@@ -86,6 +86,8 @@ def _int8() -> RecipeManager:
     # The scores' scale lies between the two.
     _keep_float(recipe, ATTENTION, Op.MUL)
     _keep_float(recipe, TIMESTEP)
+    # Its dense layers see sinusoids and not t: integer weights are as good there.
+    recipe.add_dynamic_config(TIMESTEP, Op.FULLY_CONNECTED, num_bits=8)
     _keep_float(recipe, NORMALISATION)
     return recipe
 

@@ -161,9 +161,9 @@ def delegation(data: bytes, batch: int | None = None) -> Delegation:
     for details in interpreter.get_input_details() if batch else ():
         interpreter.resize_tensor_input(details["index"], (batch, *details["shape"][1:]))
     interpreter.allocate_tensors()
-    # The list has the operators that were replaced, too: those that run are what the output needs.
+    # The list keeps the operators that were replaced, and the delegates stand at its end: what runs
+    # is what the output needs, where the last maker of a tensor counts.
     operators = interpreter._get_ops_details()
-    operators.sort(key=lambda operator: operator["op_name"] == "DELEGATE")
     makers = {tensor: operator for operator in operators for tensor in operator["outputs"]}
     running: dict[int, str] = {}
     waiting = [interpreter.get_output_details()[0]["index"]]

@@ -85,6 +85,18 @@ class Graph:
             if op["op_name"] == name
         ]
 
+    def before(self, name):
+        """Names of the operators that those of a name depend on."""
+        makers = {tensor: op for op in self.operators for tensor in op["outputs"]}
+        waiting = [i for op in self.operators if op["op_name"] == name for i in op["inputs"]]
+        found = set()
+        while waiting:
+            maker = makers.get(waiting.pop())
+            if maker:
+                found.add(maker["op_name"])
+                waiting += maker["inputs"].tolist()
+        return found
+
 
 def run(data, x, t):
     interpreter = Interpreter(model_content=data)
@@ -133,6 +145,9 @@ def test_int8_computes_in_integers_but_where_eight_bits_are_too_few(files):
     for name in ("SIN", "COS", "SOFTMAX", "RSQRT"):
         assert {types[0] for types in graph.inputs(name)} == {np.float32}, name
     assert set(graph.inputs("BATCH_MATMUL")) == {float32}
+    # The sinusoids of a rounded timestep would be noise.
+    assert "MUL" in graph.before("SIN") and "DEQUANTIZE" not in graph.before("SIN")
+    assert "DEQUANTIZE" in graph.before("SOFTMAX")
     details = Interpreter(model_content=files["int8"])
     ends = details.get_input_details() + details.get_output_details()
     assert {end["dtype"] for end in ends} == {np.float32}
