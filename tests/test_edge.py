@@ -486,11 +486,29 @@ def test_the_six_lines_in_the_documentation(bundle, tmp_path, monkeypatch):
     assert (tmp_path / "images.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_a_network_with_a_fixed_batch_takes_any_number_of_images():
+    import tensorflow as tf
+
+    signature = [tf.TensorSpec((3, 4, 4, 1), tf.float32), tf.TensorSpec((3,), tf.float32)]
+    function = tf.function(lambda x, t: 2 * x + t[:, None, None, None], signature)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function()])
+    content = converter.convert()
+    network = Network(content, "x", (4, 4, 1), batch=3)
+    x = np.random.default_rng(0).standard_normal((8, 4, 4, 1)).astype(np.float32)
+    t = np.arange(8, dtype=np.float32)
+    for count in (1, 3, 4, 8):
+        expected = 2 * x[:count] + t[:count, None, None, None]
+        np.testing.assert_allclose(network(x[:count], t[:count]), expected, rtol=1e-6)
+    for batch, words in ((None, "any number of images"), (4, "4 images at once")):
+        with pytest.raises(InputError, match=f"must take {words}"):
+            Network(content, "x", (4, 4, 1), batch=batch)
+
+
 def test_a_network_of_other_images_or_numbers_is_refused(tiny_bundle, monkeypatch):
     content = Bundle.load(tiny_bundle).tflite(0.5)
     with pytest.raises(InputError, match=r"takes images of \(8, 8, 1\), not \(8, 4, 1\)"):
-        Network(content, "x", (8, 4, 1), None)
-    network, x = Network(content, "x", (8, 8, 1), None), np.zeros((2, 8, 8, 1), np.float32)
+        Network(content, "x", (8, 4, 1))
+    network, x = Network(content, "x", (8, 8, 1)), np.zeros((2, 8, 8, 1), np.float32)
     interpreter = network._interpreter
     monkeypatch.setattr(interpreter, "get_tensor", lambda index: np.zeros((2, 1, 1, 1)))
     with pytest.raises(InputError, match=r"gives \(2, 1, 1, 1\) for images of \(2, 8, 8, 1\)"):

@@ -139,8 +139,7 @@ def _open(options: argparse.Namespace) -> tuple[EdgeSampler, StepSchedule]:
 
 def _load_first(sampler: EdgeSampler, schedule: StepSchedule, batch: int) -> None:
     """Load the first step's network; LiteRT announces its delegate on stderr with the first."""
-    shape = (batch, *sampler.bundle.image_shape)
-    without_stderr(lambda: sampler.network(schedule.widths[0]).prepare(shape))
+    without_stderr(lambda: sampler.network(schedule.widths[0]).prepare(batch))
 
 
 def _info(options: argparse.Namespace) -> None:

@@ -19,19 +19,25 @@ class Network:
         name: what to call it in an error message.
         image_shape: (H, W, C).
         threads: CPU threads; None leaves the number to LiteRT.
+        batch: images that the file takes at once; None for any number.
 
     Raises:
         InputError: the file is no such network.
     """
 
     def __init__(
-        self, content: bytes, name: str, image_shape: tuple[int, int, int], threads: int | None
+        self,
+        content: bytes,
+        name: str,
+        image_shape: tuple[int, int, int],
+        threads: int | None = None,
+        batch: int | None = None,
     ) -> None:
         try:
             from ai_edge_litert.interpreter import Interpreter
         except ImportError as error:
             raise missing_extra("ai_edge_litert", "edge") from error
-        self._name = name
+        self._name, self._image_shape = name, image_shape
         try:
             self._interpreter = Interpreter(model_content=content, num_threads=threads)
             inputs = {
@@ -42,14 +48,15 @@ class Network:
         except (ValueError, RuntimeError, KeyError) as error:
             raise self._broken(error) from error
         self._output = output["index"]
-        if tuple(inputs[4]["shape"][1:]) != image_shape:
-            rule = f"takes images of {tuple(inputs[4]['shape'][1:])}, not {image_shape}"
-            raise invalid("file", name, rule)
+        taken = tuple(map(int, inputs[4]["shape"][1:]))
+        if taken != image_shape:
+            raise invalid("file", name, f"takes images of {taken}, not {image_shape}")
         if {details["dtype"] for details in (*inputs.values(), output)} != {np.float32}:
             raise invalid("file", name, "must take and give float32")
+        if inputs[4]["shape_signature"][0] != (batch or -1):
+            raise invalid("file", name, f"must take {batch or 'any number of'} images at once")
+        self._fixed_batch = batch
         self._batch = 0
-        is_free = inputs[4]["shape_signature"][0] < 0
-        self._fixed_batch = None if is_free else int(inputs[4]["shape"][0])
 
     def __call__(self, x: np.ndarray, t: int | np.ndarray) -> np.ndarray:
         """ε for x, float32 (N, H, W, C), at timestep t, a scalar or (N,)."""
@@ -64,8 +71,21 @@ class Network:
         noise = np.concatenate([self._run(x[part], timesteps[part]) for part in parts])
         return noise[: len(noise) - blank]
 
+    def prepare(self, count: int) -> None:
+        """Make ready for so many images at a time."""
+        count = self._fixed_batch or count
+        if count == self._batch:
+            return
+        try:
+            self._interpreter.resize_tensor_input(self._x, (count, *self._image_shape))
+            self._interpreter.resize_tensor_input(self._t, (count,))
+            self._interpreter.allocate_tensors()
+        except (ValueError, RuntimeError) as error:
+            raise self._broken(error) from error
+        self._batch = count
+
     def _run(self, x: np.ndarray, timesteps: np.ndarray) -> np.ndarray:
-        self.prepare(x.shape)
+        self.prepare(len(x))
         try:
             self._interpreter.set_tensor(self._x, np.ascontiguousarray(x, np.float32))
             self._interpreter.set_tensor(self._t, np.ascontiguousarray(timesteps))
@@ -76,19 +96,6 @@ class Network:
         if output.shape != x.shape:
             raise invalid("file", self._name, f"gives {output.shape} for images of {x.shape}")
         return output
-
-    def prepare(self, shape: tuple[int, ...]) -> None:
-        """Make ready for images of a shape (N, H, W, C)."""
-        shape = (self._fixed_batch or shape[0], *shape[1:])
-        if shape[0] == self._batch:
-            return
-        try:
-            self._interpreter.resize_tensor_input(self._x, shape)
-            self._interpreter.resize_tensor_input(self._t, shape[:1])
-            self._interpreter.allocate_tensors()
-        except (ValueError, RuntimeError) as error:
-            raise self._broken(error) from error
-        self._batch = shape[0]
 
     def _broken(self, error: Exception) -> InputError:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -74,8 +74,9 @@ class EdgeSampler:
         return self._networks[width]
 
     def _load(self, width: float) -> Network:
-        name = self.bundle.networks[width].file.name
-        return Network(self.bundle.tflite(width), name, self.bundle.image_shape, self.threads)
+        bundle, name = self.bundle, self.bundle.networks[width].file.name
+        content = bundle.tflite(width)
+        return Network(content, name, bundle.image_shape, self.threads, bundle.batch)
 
     def sample(
         self,
