@@ -116,7 +116,8 @@ def numbered_layers(subnet: Any) -> Iterator[None]:
     Their names stand in the file, and Keras numbers layers through the whole process: a second
     export of the same network would have other bytes.
     """
-    layers = list(subnet._flatten_layers())
+    # What quantization-aware training gives is no Keras layer, and names its own.
+    layers = list(subnet._flatten_layers()) if hasattr(subnet, "_flatten_layers") else []
     names = [layer.name for layer in layers]
     for number, layer in enumerate(layers):
         layer.name = f"{type(layer).__name__}_{number}"
