@@ -308,7 +308,7 @@ if click is not None:
         from ddsm_tf.export import export as export_unet
         from ddsm_tf.training.optimize import fine_tuning
 
-        with fine_tuning(opened, kind, quantize, optimize, **options) as optimization:
+        with fine_tuning(opened, optimize, **options) as optimization:
             path = export_unet(
                 kind,
                 opened.load_unet(),
