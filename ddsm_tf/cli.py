@@ -356,7 +356,7 @@ if click is not None:
         from ddsm_tf.export import export as export_unet
         from ddsm_tf.training.optimize import fine_tuning
 
-        with fine_tuning(opened, kind, quantize, optimize, **tuning) as optimization:
+        with fine_tuning(opened, optimize, **tuning) as optimization:
             path = export_unet(
                 kind,
                 unet,

@@ -15,7 +15,7 @@ import numpy as np
 
 from ddsm_tf.errors import invalid, missing_extra
 from ddsm_tf.export import check_optimization, width_name
-from ddsm_tf.export.tflite import convert
+from ddsm_tf.export.tflite import convert, convert_rounded
 from ddsm_tf.models.layers import SlimmableConv2D, SlimmableDense
 from ddsm_tf.models.unet import SlimmableUNet
 from ddsm_tf.noise import NoiseTable
@@ -160,8 +160,7 @@ def to_tflite(network: SlimmableUNet | RoundedNetwork, *, quantize: str = "none"
     """
     if isinstance(network, RoundedNetwork):
         check_optimization("tflite", "qat", quantize)
-        # That makes the converter turn the rounding in the graph into int8 kernels.
-        quantize = "dynamic"
+        return convert_rounded(network)
     return convert(network, quantize=quantize)
 
 

@@ -74,11 +74,28 @@ def convert(
     if needs_calibration(quantize) and calibration is None:
         rule = "needs `calibration`, the samples that `calibration_samples` draws"
         raise invalid("quantize", quantize, rule)
-    data = _from_tensorflow(subnet, batch, float16=quantize == "float16")
+    float16 = quantize == "float16"
+    data = _from_tensorflow(subnet, batch, optimized=float16, float16=float16)
     if quantize.startswith(("dynamic", "int8")):
         from ddsm_tf.export.quantization import quantized
 
         data = quantized(data, quantize, calibration)
+    return _built_in(data)
+
+
+def convert_rounded(network: Any) -> bytes:
+    """A network whose graph rounds as int8 does (after QAT) as a TFLite file with int8 kernels.
+
+    Args:
+        network: callable `(x, t) → noise` with an `image_shape`.
+
+    Raises:
+        InputError: an operator is not built in.
+    """
+    return _built_in(_from_tensorflow(network, None, optimized=True))
+
+
+def _built_in(data: bytes) -> bytes:
     foreign = foreign_operators(data)
     if foreign:
         raise InputError(f"the network needs operators that TFLite has not built in: {foreign}")
@@ -96,15 +113,18 @@ def needs_calibration(quantize: str) -> bool:
     return quantize.startswith("int8")
 
 
-def _from_tensorflow(subnet: Any, batch: int | None, *, float16: bool) -> bytes:
+def _from_tensorflow(
+    subnet: Any, batch: int | None, *, optimized: bool, float16: bool = False
+) -> bytes:
     # Weights as constants: TFLite would else keep variables, which its delegates do not take.
     with numbered_layers(subnet):
         function = denoiser_function(subnet, batch).get_concrete_function()
         graph = convert_variables_to_constants_v2(function)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([graph])
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-    if float16:
+    if optimized:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if float16:
         converter.target_spec.supported_types = [tf.float16]
     return converter.convert()
 

@@ -19,19 +19,16 @@ OPTIONS = {
 
 
 @contextlib.contextmanager
-def fine_tuning(
-    run: Run, kind: str, quantize: str, method: str | None, **options: Any
-) -> Iterator[dict[str, Any]]:
+def fine_tuning(run: Run, method: str | None, **options: Any) -> Iterator[dict[str, Any]]:
     """Further arguments of `ddsm_tf.export.export`, and a progress bar for as long as it runs.
 
     Args:
         run: fine-tunes on the images that it was trained on.
-        kind, quantize: of the export.
         method: "prune", "cluster", "qat", or None for an export without it.
         options: of `OPTIONS`; None takes the default of `ddsm_tf.export.optimize.Optimization`.
 
     Raises:
-        InputError: an option of another method, or an export that cannot be optimized.
+        InputError: an option without a method, or with another than its own.
     """
     given = {name: value for name, value in options.items() if value is not None}
     for name, value in given.items():
@@ -42,9 +39,6 @@ def fine_tuning(
     if method is None:
         yield {}
         return
-    from ddsm_tf.export import check_optimization
-
-    check_optimization(kind, method, quantize)
     from ddsm_tf.export.optimize import Optimization
 
     fields = {OPTIONS[name][0]: value for name, value in given.items()}
