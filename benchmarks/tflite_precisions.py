@@ -6,7 +6,8 @@
 The first measures everything on a trained run. The second takes random weights and measures sizes
 and times alone, in files with a fixed batch. Writes `DIR/tflite_precisions.json` and prints tables;
 the first draws a plot, too. Beside what `ddsm export --quantize` offers it can measure what
-TFLiteConverter makes of the same network: `--precisions all`.
+TFLiteConverter makes of the same network: `--precisions all`. An interrupted comparison goes on
+where it stopped; after a change of code or weights take another DIR.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 from ai_edge_litert.tools import flatbuffer_utils
 from matplotlib.figure import Figure
+from networks import random_weights
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 from tqdm import tqdm
 
@@ -32,7 +34,7 @@ from ddsm_tf.export.calibration import TRAJECTORIES, Samples, calibration_sample
 from ddsm_tf.export.quantization import end_convolutions
 from ddsm_tf.export.savedmodel import denoiser_function
 from ddsm_tf.export.tflite import convert, delegation
-from ddsm_tf.files import atomic_file, write_json
+from ddsm_tf.files import atomic_file, read_json, write_json
 from ddsm_tf.latency import time_widths
 from ddsm_tf.models.compiled import CompiledDenoiser
 from ddsm_tf.sampling import sample_images
@@ -89,52 +91,49 @@ def main() -> None:
     options.unet = run.load_unet() if options.run else random_weights(run.new_unet())
     options.widths = options.widths or options.unet.widths
     options.denoise = CompiledDenoiser(options.unet)
-    result = measure_run(run, options) if options.run else measure_preset(run, options)
-    write_json(options.out / "tflite_precisions.json", result)
+    path = options.out / "tflite_precisions.json"
+    result = read_json(path, argument="DIR") if path.exists() else {}
+    for _ in (
+        measure_run(run, result, options) if options.run else measure_preset(run, result, options)
+    ):
+        write_json(path, result)
+    # As a later run reads it: JSON's keys are texts.
+    result = read_json(path, argument="DIR")
     print(table(result))
     if options.run:
         with atomic_file(options.out / "tflite_precisions.png") as temporary:
             plot(result).savefig(temporary, dpi=110, format="png")
 
 
-def random_weights(unet: Any) -> Any:
-    """Give kernels a scale that keeps activations as large as they are in a trained network."""
-    random = np.random.default_rng(0)
-    for variable in unet.trainable_variables:
-        if variable.path.endswith("kernel"):
-            scale = np.prod(variable.shape[:-1]) ** -0.5
-            variable.assign(scale * random.standard_normal(variable.shape))
-    return unet
-
-
-def measure_run(run: Run, options: Any) -> dict[str, Any]:
-    """Everything, at full width and at the chosen schedule."""
+def measure_run(run: Run, result: dict[str, Any], options: Any) -> Iterator[None]:
+    """Everything, at full width and at the chosen schedule; yields after every stage."""
     full, chosen = run.schedule("full"), run.schedule(options.schedule)
-    files = convert_all(run, full, options.widths, options)
-    result = describe(run, files, options)
-    result["latency"] = {batch: latencies(files, batch, options) for batch in options.batches}
-    result["error"] = errors(run, full, files, options)
+    if "error" not in result:
+        files = convert_all(run, full, options.widths, options)
+        result |= describe(run, files, options)
+        times = {batch: latencies(files, batch, options) for batch in options.batches}
+        result |= {"latency": times, "error": errors(run, full, files, options)}
+        yield
     if options.images:
         distance = frechet_distance_of(run)
-        result["distance_name"], result["images"] = distance.name, options.images
-        result["distance"] = {}
+        result |= {"distance_name": distance.name, "images": options.images}
+        found = result.setdefault("distance", {})
         for name, schedule in {"full": full, "chosen": chosen}.items():
-            # Calibrated on the schedule that they are to run in.
-            own = convert_all(run, schedule, tuple(schedule.width_counts()), options)
-            found = distances(run, schedule, own, distance, options)
-            result["distance"][name] = {"schedule": schedule.describe(), "precisions": found}
-    return result
+            about = {"schedule": schedule.describe(), "steps": len(schedule), "precisions": {}}
+            row = found.setdefault(name, about)
+            for _ in distances(run, schedule, distance, row["precisions"], options):
+                yield
 
 
-def measure_preset(run: Run, options: Any) -> dict[str, Any]:
-    """Sizes and times."""
-    result: dict[str, Any] = {}
-    latency = {}
+def measure_preset(run: Run, result: dict[str, Any], options: Any) -> Iterator[None]:
+    """Sizes and times; yields after every batch size."""
+    times = result.setdefault("latency", {})
     for batch in options.batches:
-        files = convert_all(run, None, options.widths, options, batch)
-        result = result or describe(run, files, options)
-        latency[batch] = latencies(files, batch, options)
-    return {**result, "latency": latency}
+        if str(batch) not in times:
+            files = convert_all(run, None, options.widths, options, batch)
+            result |= describe(run, files, options)
+            times[str(batch)] = latencies(files, batch, options)
+            yield
 
 
 def convert_all(
@@ -143,6 +142,7 @@ def convert_all(
     widths: tuple[float, ...],
     options: Any,
     batch: int | None = None,
+    precisions: tuple[str, ...] = (),
 ) -> Files:
     """Every precision and width; calibrated on a schedule, or on noise if there is none."""
     shape = options.unet.image_shape
@@ -156,7 +156,7 @@ def convert_all(
     files = {}
     for width in tqdm(widths, "convert", disable=None):
         subnet = options.unet.subnet(width)
-        for name in options.precisions:
+        for name in precisions or options.precisions:
             make = by_converter if name in CONVERTER else by_library
             files[name, width] = without_stderr(
                 lambda make=make, args=(subnet, name, samples[width], batch): make(*args)
@@ -294,31 +294,39 @@ def _rms(values: np.ndarray) -> float:
 
 
 def distances(
-    run: Run, schedule: StepSchedule, files: Files, distance: Any, options: Any
-) -> dict[str, dict[str, Any]]:
-    """Precision → distance to the real images for each seed, and to float32's images in pixels."""
-    exact: dict[int, np.ndarray] = {}
-    found = {}
-    for name in tqdm(options.precisions, "sample", disable=None):
-        own = {width: files[name, width] for width in schedule.width_counts()}
-        images = {
-            seed: sample_images(
-                Denoiser(own, options.threads),
-                schedule,
-                run.noise_table,
-                options.unet.image_shape,
-                options.images,
-                seed=seed + 1,
-            )
-            for seed in range(options.seeds)
-        }
-        exact = exact or images
+    run: Run, schedule: StepSchedule, distance: Any, found: dict[str, Any], options: Any
+) -> Iterator[None]:
+    """Precision → distance to the real images for each seed, and to float32's images in pixels.
+
+    The files are calibrated on the schedule that they are to run in.
+    """
+    missing = [name for name in options.precisions if name not in found]
+    if not missing:
+        return
+    files = convert_all(
+        run, schedule, tuple(schedule.width_counts()), options, precisions=("none", *missing)
+    )
+    exact = images_of("none", run, schedule, files, options)
+    for name in tqdm(missing, "sample", disable=None):
+        images = exact if name == "none" else images_of(name, run, schedule, files, options)
         apart = [_rms(images[seed].astype(float) - exact[seed]) for seed in images]
-        found[name] = {
-            "distance": [distance(images[seed]) for seed in images],
-            "pixels": float(np.mean(apart)),
-        }
-    return found
+        values = [distance(images[seed]) for seed in images]
+        found[name] = {"distance": values, "pixels": float(np.mean(apart))}
+        yield
+
+
+def images_of(
+    name: str, run: Run, schedule: StepSchedule, files: Files, options: Any
+) -> dict[int, np.ndarray]:
+    """Seed → images that a precision samples."""
+    denoise = Denoiser(
+        {width: files[name, width] for width in schedule.width_counts()}, options.threads
+    )
+    shape = options.unet.image_shape
+    return {
+        seed: sample_images(denoise, schedule, run.noise_table, shape, options.images, seed=seed)
+        for seed in range(1, options.seeds + 1)
+    }
 
 
 def table(result: Mapping[str, Any]) -> str:

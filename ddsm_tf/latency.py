@@ -55,6 +55,23 @@ def time_widths(
         Width → `median_ms`, `spread_ms` (between the quartiles), `min_ms`, `max_ms` of a step, in
         milliseconds for the whole batch.
     """
+    times = step_times(
+        denoise, widths, image_shape, batch=batch, rounds=rounds, t=t, on_round=on_round
+    )
+    return {width: _summary(found) for width, found in times.items()}
+
+
+def step_times(
+    denoise: Denoise,
+    widths: Sequence[float],
+    image_shape: tuple[int, int, int],
+    *,
+    batch: int,
+    rounds: int,
+    t: int,
+    on_round: Callable[[], Any] | None = None,
+) -> dict[float, list[float]]:
+    """What `time_widths` sums up: width → the milliseconds of its step in every round."""
     x = np.random.RandomState(0).standard_normal((batch, *image_shape)).astype(np.float32)
     milliseconds: dict[float, list[float]] = {width: [] for width in widths}
     for round_number in range(WARM_UP + rounds):
@@ -67,7 +84,7 @@ def time_widths(
                 times.append(1000.0 * elapsed)
         if on_round:
             on_round()
-    return {width: _summary(times) for width, times in milliseconds.items()}
+    return milliseconds
 
 
 def _summary(times: Sequence[float]) -> dict[str, float]:
