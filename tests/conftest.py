@@ -13,6 +13,8 @@ import pytest
 
 from ddsm_tf.schedule import StepSchedule, even_timesteps
 
+pytest_plugins = ["serving_fixtures"]
+
 # η > 0, so that the noise of every step counts; the odd steps are narrow.
 NOISY_SCHEDULE = StepSchedule(even_timesteps(1000, 10), (1.0, 0.5) * 5, eta=0.5)
 TINY = {
@@ -59,6 +61,22 @@ def run_command(module, *arguments, cwd=None, env=None, timeout=240):
         timeout=timeout,
         check=False,
     )
+
+
+@pytest.fixture
+def run_here(capfd):
+    """`ddsm arguments` in this process, for another takes seconds to start TensorFlow.
+
+    Returns what `run_command` returns.
+    """
+    from ddsm_tf import cli
+
+    def run(*arguments):
+        capfd.readouterr()
+        returncode = cli.run([str(argument) for argument in arguments])
+        return subprocess.CompletedProcess(arguments, returncode, *capfd.readouterr())
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The `ddsm` command as a user types it, in processes of its own."""
+"""The `ddsm` command as a user types it."""
 
 import json
 import re
@@ -46,27 +46,27 @@ def test_search_writes_the_pareto_set_and_the_schedule(searched_run):
     assert len(result["trials"]) == 4  # two segments of two widths
 
 
-def test_search_resumes_without_new_trials_and_refuses_to_start_over(searched_run, tmp_path):
+def test_search_resumes_and_refuses_to_start_over(searched_run, tmp_path, run_here):
     run = shutil.copytree(searched_run, tmp_path / "run")
-    done = run_command(CLI, "search", run)
+    done = run_here("search", run)
     assert done.returncode == 2 and "--resume" in done.stderr
     before = (run / "search" / "pareto.json").read_text()
     (run / "schedule.json").unlink()
-    done = run_command(CLI, "search", run, "--resume")
+    done = run_here("search", run, "--resume")
     assert done.returncode == 0, done.stderr
     # Seconds are measured, so equal files mean that nothing was measured again.
     assert (run / "search" / "pareto.json").read_text() == before
     assert StepSchedule.load(run / "schedule.json").sampler == "ddim"
-    done = run_command(CLI, "search", run, "--resume", "--images", "64")
+    done = run_here("search", run, "--resume", "--images", "64")
     assert done.returncode == 2 and "`images` (=64)" in done.stderr
 
 
-def test_search_by_latency(tiny_run, searched_run, tmp_path):
+def test_search_by_latency(tiny_run, searched_run, tmp_path, run_here):
     run = shutil.copytree(tiny_run, tmp_path / "run")
     latency = tmp_path / "latency.json"
     # A device that is slower at the narrow width: only full width can be on the front.
     latency.write_text('{"widths": {"1.0": {"median_ms": 2.0}, "0.5": {"median_ms": 3.0}}}')
-    done = run_command(CLI, "search", run, "--cost", f"latency:{latency}", "--trials", 2)
+    done = run_here("search", run, "--cost", f"latency:{latency}", "--trials", 2)
     assert done.returncode == 0, done.stderr
     entries = read_pareto(run / "search" / "pareto.json")
     assert [(e["baseline"], e["latency_ms"]) for e in entries] == [
@@ -75,7 +75,7 @@ def test_search_by_latency(tiny_run, searched_run, tmp_path):
     ]
     assert StepSchedule.load(run / "schedule.json").widths == (1.0,) * 4
     broken = ["--cost", f"latency:{tmp_path / 'nothing.json'}"]
-    done = run_command(CLI, "search", shutil.copytree(tiny_run, tmp_path / "two"), *broken)
+    done = run_here("search", shutil.copytree(tiny_run, tmp_path / "two"), *broken)
     assert done.returncode == 2 and "nothing.json" in done.stderr
     assert not (tmp_path / "two" / "search").exists()
 
@@ -112,9 +112,9 @@ def check_report(page):
     assert "uniform:0.5" in page and "full" in page
 
 
-def test_evaluate_prints_one_object(searched_run):
+def test_evaluate_prints_one_object(searched_run, run_here):
     arguments = ["evaluate", searched_run, "--schedule", "uniform:0.5", "--steps", 3, "-n", 40]
-    done = run_command(CLI, *arguments, "--json")
+    done = run_here(*arguments, "--json")
     result = json.loads(done.stdout)
     assert result["steps"] == 3 and result["images"] == 40
     assert result["width_counts"] == {"0.5": 3}
@@ -122,8 +122,8 @@ def test_evaluate_prints_one_object(searched_run):
     assert result["distance"] > 0 and result["seconds"] > 0
 
 
-def test_presets_are_listed():
-    done = run_command(CLI, "presets")
+def test_presets_are_listed(run_here):
+    done = run_here("presets")
     names = re.findall(r"^(\w+) ", done.stdout, flags=re.MULTILINE)
     assert names == ["digits", "fashion_mnist", "cifar10"]
 

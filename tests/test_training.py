@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -136,31 +137,30 @@ def test_weights_are_the_moving_average(uninterrupted):
     assert any(v.shape == saved[0].shape and np.array_equal(v, saved[0]) for v in averages)
 
 
-def test_a_run_can_be_given_more_steps_but_no_other_settings(uninterrupted, tmp_path):
-    import shutil
-
+def test_a_run_can_be_given_more_steps_but_no_other_settings(uninterrupted, tmp_path, run_here):
     out = shutil.copytree(uninterrupted, tmp_path / "run")
-    done = train(out, "--resume", "--set", "learning_rate=1e-4")
+    done = run_here(*train_arguments(out, "--resume", "--set", "learning_rate=1e-4"))
     assert done.returncode == 2
     assert "`learning_rate` (=0.0001) differs" in done.stderr
-    done = train(out, "--resume", steps=12)
+    done = run_here(*train_arguments(out, "--resume", steps=12))
     assert done.returncode == 0, done.stderr
     assert Checkpoints(out / "checkpoints").steps() == [8, 10, 12]
     assert json.loads((out / "config.json").read_text())["steps"] == 12
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_setting_to_blame(tmp_path):
+def test_a_loss_that_is_not_finite_stops_with_the_setting_to_blame(tmp_path, run_here):
     arguments = ["--set", "learning_rate=1e30", "--set", "warmup_steps=0"]
-    done = train(tmp_path / "run", *arguments)
+    done = run_here(*train_arguments(tmp_path / "run", *arguments))
     assert done.returncode == 2
     assert "learning_rate" in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_sample_grids_are_made_along_the_way(tmp_path):
+def test_sample_grids_are_made_along_the_way(tmp_path, run_here):
     from PIL import Image
 
     out = tmp_path / "run"
-    assert train(out, "--set", "sample_every=2", steps=2).returncode == 0
+    arguments = train_arguments(out, "--set", "sample_every=2", steps=2)
+    assert run_here(*arguments).returncode == 0
     files = sorted(path.name for path in (out / "samples").iterdir())
     assert files == ["step_00000002_width_0.5.png", "step_00000002_width_1.png"]
     with Image.open(out / "samples" / files[0]) as image:

@@ -1,92 +1,31 @@
-"""TensorFlow Serving: the files it reads, and the client against a loopback server."""
+"""The client of a model server, against a loopback implementation of the official protos."""
 
-import contextlib
-import importlib.util
-import io
-import os
-import re
-import shutil
 import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl import flags
-from absl.testing import flagsaver
 from conftest import NOISY_SCHEDULE, run_command
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 from loopback_server import LoopbackServer, check_batch
-from tensorflow.python.tools import saved_model_cli
-from tensorflow_serving.apis import prediction_log_pb2
-from tensorflow_serving.config import model_server_config_pb2
+from serving_fixtures import MODELS, SHAPE, TABLE, TRANSPORTS, share_within_one, warmup_requests
 
 from ddsm_tf.errors import ForeseenFailure, InputError
-from ddsm_tf.export import serving, width_name
-from ddsm_tf.export.serving_files import server_flags
-from ddsm_tf.export.warmup import WARMUP_FILE
 from ddsm_tf.models import DiffusionModel
-from ddsm_tf.noise import NoiseTable
 from ddsm_tf.schedule import StepSchedule, even_timesteps
 from ddsm_tf.seeds import ImageNoise
 from ddsm_tf.serving import ServingClient, TensorInfo, VersionStatus
 from ddsm_tf.serving.calls import CallFailed, call_with_retries
 
-TABLE = NoiseTable.linear(1000)
-SHAPE = (8, 8, 1)
 SEED = 2**40 + 3
-MODELS = ["ddsm", "ddsm_unet_0_5", "ddsm_unet_1_0"]
-TRANSPORTS = ["grpc", "rest"]
 BOTH = pytest.mark.parametrize("transport", TRANSPORTS)
 
 
 @pytest.fixture(scope="module")
-def copied(tiny_savedmodels):
-    """Models are copied instead of written: tracing them again would take half a minute each."""
-
-    def sampler(unet, noise_table, schedule, path):
-        assert schedule == NOISY_SCHEDULE and not Path(path).name.isdigit()
-        shutil.copytree(tiny_savedmodels / "sampler" / "1", path, dirs_exist_ok=True)
-
-    def denoisers(unet, folder):
-        for width in unet.widths:
-            shutil.copytree(tiny_savedmodels / width_name(width), folder / width_name(width))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(serving, "write_sampler", sampler)
-        patch.setattr(serving, "write_savedmodels", denoisers)
-        yield
-
-
-@pytest.fixture
-def export(copied, tiny_unet, tmp_path):
-    def write(**options):
-        return serving.write_serving(
-            tiny_unet, TABLE, NOISY_SCHEDULE, tmp_path / "models", **options
-        )
-
-    return write
-
-
-@pytest.fixture(scope="module")
-def folder(copied, tiny_unet, tmp_path_factory):
-    """Two versions whose denoisers are exchanged, with base paths that are true here."""
-    folder = tmp_path_factory.mktemp("serving") / "models"
-    for _ in range(2):
-        serving.write_serving(tiny_unet, TABLE, NOISY_SCHEDULE, folder, mount=str(folder))
-    narrow, wide = folder / "ddsm_unet_0_5", folder / "ddsm_unet_1_0"
-    (narrow / "2").rename(folder / "kept")
-    (wide / "2").rename(narrow / "2")
-    (folder / "kept").rename(wide / "2")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def loopback(folder):
-    server = LoopbackServer(folder)
+def loopback(served_folder):
+    server = LoopbackServer(served_folder)
     yield server
     server.stop()
 
@@ -113,107 +52,11 @@ def client_of(server, transport, **options):
     return ServingClient(getattr(server, transport), transport=transport, **options)
 
 
-def share_within_one(images, expected):
-    assert images.dtype == np.uint8 and images.shape == expected.shape
-    return np.mean(np.abs(images.astype(int) - expected.astype(int)) <= 1)
-
-
-# What is written
-
-
-def models_config(folder):
-    config = model_server_config_pb2.ModelServerConfig()
-    text_format.Parse((folder / "models.config").read_text(), config)
-    return {entry.name: entry for entry in config.model_config_list.config}
-
-
-def test_models_config_names_every_model_and_labels_its_versions(export):
-    assert export() == export().parent / "1"
-    folder = export().parent.parent
-    entries = models_config(folder)
-    assert sorted(entries) == MODELS
-    for name, entry in entries.items():
-        assert entry.base_path == f"/models/{name}" and entry.model_platform == "tensorflow"
-        assert entry.model_version_policy.WhichOneof("policy_choice") == "all"
-        assert dict(entry.version_labels) == {"stable": 1, "canary": 3}
-        assert sorted(path.name for path in (folder / name).iterdir()) == ["1", "2", "3"]
-
-
-def test_another_export_keeps_what_is_there(export):
-    folder = export(mount="/srv/m/").parent.parent
-    (folder / "ddsm_unet_0_5" / "7").mkdir()
-    (folder / "compose.yaml").write_text("mine")
-    config = (folder / "models.config").read_text()
-    mine = 'model_config_list { config { name: "mine" base_path: "/mine" }'
-    (folder / "models.config").write_text(config.replace("model_config_list {", mine))
-    first = {path: path.read_bytes() for path in folder.rglob("1/**/*") if path.is_file()}
-    assert len(first) > 12
-    assert export(label="stable") == folder / "ddsm" / "8"
-    assert {path: path.read_bytes() for path in first} == first
-    assert (folder / "compose.yaml").read_text() == "mine"
-    entries = models_config(folder)
-    assert entries["mine"].base_path == "/mine" and entries["ddsm"].base_path == "/srv/m/ddsm"
-    assert dict(entries["ddsm"].version_labels) == {"stable": 8}
-    assert "--model_config_file=/srv/m/models.config" in (folder / "kubernetes.yaml").read_text()
-
-
-def test_a_version_appears_whole_or_not_at_all(export, monkeypatch):
-    folder = export().parent.parent
-    before = (folder / "models.config").read_bytes()
-    seen = []
-
-    def fails(path, model, requests):
-        seen.extend(path.name for name in MODELS for path in (folder / name).iterdir())
-        if model == "ddsm_unet_0_5":
-            raise OSError("full")
-
-    monkeypatch.setattr(serving, "write_warmup", fails)
-    with pytest.raises(OSError, match="full"):
-        export()
-    # The server ignores names that are no numbers.
-    assert {name for name in seen if name.isdigit()} == {"1"} and len(seen) > 6
-    assert [path.name for name in MODELS for path in (folder / name).iterdir()] == ["1"] * 3
-    assert (folder / "models.config").read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    ("text", "options", "words"),
-    [
-        ("model_config_list {", {}, "is no ModelServerConfig"),
-        ("custom_model_config {}", {}, "must have a model_config_list"),
-        (
-            'model_config_list { config { name: "ddsm" base_path: "/m/ddsm" '
-            "model_version_policy { specific { versions: 1 } } } }",
-            {},
-            "`model_version_policy` of ddsm .*'specific'.* must be `all {}`",
-        ),
-        ("", {"label": "a-b"}, "`label` .='a-b'. must hold"),
-        ("", {"model": "a/b"}, "`model` .='a/b'. must hold"),
-        ("", {"mount": "models"}, "`mount` .='models'. must be an absolute path"),
-    ],
-)
-def test_bad_configuration_is_refused_before_anything_is_written(
-    export, tmp_path, text, options, words
-):
-    (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "models.config").write_text(text)
-    with pytest.raises(InputError, match=words):
-        export(**options)
-    assert [path.name for path in (tmp_path / "models").iterdir()] == ["models.config"]
-
-
-def warmup_requests(version):
-    records = tf.data.TFRecordDataset(str(version / WARMUP_FILE)).as_numpy_iterator()
-    logs = [prediction_log_pb2.PredictionLog.FromString(record) for record in records]
-    assert all(log.WhichOneof("log_type") == "predict_log" for log in logs)
-    return [log.predict_log.request for log in logs]
-
-
 @pytest.mark.parametrize("model", MODELS)
-def test_warm_up_replays_every_signature(server, folder, model):
+def test_warm_up_replays_every_signature(server, served_folder, model):
     version = server.version(model, 1)
     names = []
-    for request in warmup_requests(folder / model / "1"):
+    for request in warmup_requests(served_folder / model / "1"):
         assert request.model_spec.name == model
         inputs = {name: tf.make_ndarray(value) for name, value in request.inputs.items()}
         if version.batches:
@@ -222,97 +65,6 @@ def test_warm_up_replays_every_signature(server, folder, model):
         assert output.shape == (1, *SHAPE) and output.std() > 0
         names.append(request.model_spec.signature_name)
     assert sorted(names) == sorted(set(version.signatures) - {"__saved_model_init_op"})
-
-
-def test_a_batching_sampler_warms_up_what_can_be_batched(export):
-    version = export(batch_sampler=True)
-    assert (version / "batching_params.pbtxt").is_file()
-    requests = warmup_requests(version)
-    for request in requests:
-        check_batch([tf.make_ndarray(value) for value in request.inputs.values()])
-    names = [request.model_spec.signature_name for request in requests]
-    assert names == ["sample_images", "sample_noise"]
-
-
-def message(name, fields):
-    """A message type that the official package lacks, by the server's field names and numbers."""
-    file = descriptor_pb2.FileDescriptorProto(name=f"{name}.proto", package="t", syntax="proto3")
-    file.dependency.append("google/protobuf/wrappers.proto")
-    kind = file.message_type.add(name=name)
-    for field, number, type_name in fields:
-        entry = kind.field.add(name=field, number=number, label=1)
-        entry.type = {"bool": 8, "string": 9}.get(type_name, 11)
-        if entry.type == 11:
-            entry.type_name = f".google.protobuf.{type_name}"
-    pool = descriptor_pool.DescriptorPool()
-    wrappers = descriptor_pb2.FileDescriptorProto()
-    source = descriptor_pool.Default().FindFileByName("google/protobuf/wrappers.proto")
-    source.CopyToProto(wrappers)
-    pool.Add(wrappers)
-    pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"t.{name}"))()
-
-
-def test_batching_and_monitoring_are_in_the_server_s_own_format(folder):
-    # session_bundle_config.proto and monitoring_config.proto of TensorFlow Serving.
-    fields = [("max_batch_size", 1, "Int64Value"), ("batch_timeout_micros", 2, "Int64Value")]
-    fields += [("max_enqueued_batches", 3, "Int64Value"), ("num_batch_threads", 4, "Int64Value")]
-    fields += [("thread_pool_name", 5, "StringValue")]
-    fields += [("enable_large_batch_splitting", 8, "BoolValue")]
-    fields += [("max_execution_batch_size", 9, "Int64Value")]
-    shared, own = message("BatchingParameters", fields), message("BatchingParameters", fields)
-    text_format.Parse((folder / "batching.config").read_text(), shared)
-    assert shared.num_batch_threads.value >= 1 and shared.thread_pool_name.value
-    text_format.Parse((folder / "ddsm_unet_0_5/1/batching_params.pbtxt").read_text(), own)
-    assert own.enable_large_batch_splitting.value
-    assert own.max_batch_size.value >= own.max_execution_batch_size.value > 1
-    assert not (folder / "ddsm/1/batching_params.pbtxt").exists()
-    prometheus = message("PrometheusConfig", [("enable", 1, "bool"), ("path", 2, "string")])
-    text = (folder / "monitoring.config").read_text()
-    (inner,) = re.findall(r"^prometheus_config \{(.*)\}", text, re.DOTALL | re.MULTILINE)
-    text_format.Parse(inner, prometheus)
-    assert prometheus.enable and prometheus.path.startswith("/monitoring/")
-
-
-@pytest.mark.parametrize("name", ["compose.yaml", "kubernetes.yaml"])
-def test_deployment_files_agree_with_what_is_written(folder, name):
-    text = (folder / name).read_text()
-    assert "$" not in text and "\t" not in text
-    written = re.findall(r'^ +- "(--.*)"$', text, re.MULTILINE)
-    assert written == server_flags(str(folder))
-    files = [flag.split("=")[1] for flag in written if "_file=" in flag]
-    assert len(files) == 3 and all(Path(file).is_file() for file in files)
-    assert re.search(rf"{re.escape(str(folder))}(:ro)?\"?$", text, re.MULTILINE)
-    assert set(re.findall(r"\b85\d\d\b", text)) == {"8500", "8501"}
-    if name == "kubernetes.yaml":
-        assert re.findall(r"path: (\S+)", text) == ["/v1/models/ddsm/metadata", "/v1/models/ddsm"]
-        for part in ("startupProbe", "readinessProbe", "livenessProbe", "requests", "limits"):
-            assert f" {part}:\n" in text
-    if importlib.util.find_spec("yaml"):
-        import yaml
-
-        assert all(yaml.safe_load_all(text))
-
-
-def test_saved_model_cli_shows_the_signatures(folder):
-    def show(*options):
-        # In this process: the command takes seconds to start.
-        with flagsaver.flagsaver(), contextlib.redirect_stdout(io.StringIO()) as output:
-            where = f"--dir={folder / 'ddsm' / '1'}"
-            flags.FLAGS(["saved_model_cli", where, "--tag_set=serve", *options])
-            saved_model_cli.show()
-        return output.getvalue()
-
-    keys = set(re.findall(r'SignatureDef key: "(\w+)"', show()))
-    assert {"sample", "sample_images", "sample_noise", "sample_schedule"} < keys
-    rows = show("--signature_def=sample_images")
-    assert "Method name is: tensorflow/serving/predict" in rows
-    for name in ("seed", "index"):
-        assert re.search(rf"inputs\['{name}'\].*\n +dtype: DT_INT64\n +shape: \(-1\)\n", rows)
-    assert re.search(r"\['images'\].*\n +dtype: DT_UINT8\n +shape: \(-1, 8, 8, 1\)\n", rows)
-
-
-# The client
 
 
 @BOTH
@@ -472,8 +224,8 @@ def test_large_messages_name_the_batch_size(server, transport):
     assert server.calls == 0
 
 
-def test_the_server_s_own_limit_is_explained(folder):
-    small = LoopbackServer(folder, max_receive_bytes=1024)
+def test_the_server_s_own_limit_is_explained(served_folder):
+    small = LoopbackServer(served_folder, max_receive_bytes=1024)
     try:
         with pytest.raises(ForeseenFailure, match=r"too large.*make `x` smaller"):
             client_of(small, "grpc").denoise(np.ones((9, *SHAPE), np.float32), 1, 0.5)
@@ -619,50 +371,3 @@ def test_from_a_run_to_images_of_a_server(tiny_run, tmp_path):
         server.stop()
     assert (done.returncode, done.stderr) == (0, "")
     assert share_within_one(np.load(out), np.load(local)) >= 0.999
-
-
-# A real server
-
-
-@pytest.fixture
-def real_server(folder, tmp_path):
-    """{transport: target} of a server named by the environment; see docs/serving.md."""
-    if target := os.environ.get("DDSM_SERVING_TARGET"):
-        yield {"grpc": target}
-        return
-    binary = os.environ.get("TENSORFLOW_MODEL_SERVER")
-    if not binary:
-        pytest.skip("set TENSORFLOW_MODEL_SERVER to a binary or DDSM_SERVING_TARGET to HOST:PORT")
-    ports = {}
-    for transport in TRANSPORTS:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            ports[transport] = free.getsockname()[1]
-    where = [f"--port={ports['grpc']}", f"--rest_api_port={ports['rest']}"]
-    with open(tmp_path / "log", "w") as log:
-        process = subprocess.Popen(
-            [binary, *where, *server_flags(str(folder))], stdout=log, stderr=log
-        )
-    try:
-        targets = {transport: f"127.0.0.1:{port}" for transport, port in ports.items()}
-        ServingClient(targets["grpc"], timeout=240, retries=1000).status()
-        yield targets
-    finally:
-        process.terminate()
-        process.wait(30)
-        print((tmp_path / "log").read_text()[-4000:])
-
-
-@pytest.mark.timeout(600)
-def test_a_real_server(real_server, expected):
-    for transport, target in real_server.items():
-        client = ServingClient(target, transport=transport, timeout=240)
-        assert "AVAILABLE" in [status.state for status in client.status()]
-        wanted = {"sample", "sample_images", "sample_noise", "sample_schedule", "serving_default"}
-        assert wanted <= set(client.signatures())
-        images = client.sample(7, SEED, batch_size=3)
-        np.testing.assert_array_equal(client.sample(2, SEED), images[:2])
-        if "rest" in real_server:
-            assert share_within_one(images, expected) >= 0.999
-            assert client.denoise(np.ones((2, *SHAPE), np.float32), 5, 0.5).std() > 0
-            assert len(client.sample_schedule(NOISY_SCHEDULE, 2, SEED)) == 2
