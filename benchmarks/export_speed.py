@@ -34,9 +34,10 @@ from ddsm_tf.edge.benchmark import benchmark_memory, shortened
 from ddsm_tf.export import export
 from ddsm_tf.export.savedmodel import write_sampler
 from ddsm_tf.files import read_json, write_json
-from ddsm_tf.latency import step_times
+from ddsm_tf.latency import time_widths
 from ddsm_tf.models import DiffusionModel
 from ddsm_tf.schedule import StepSchedule
+from ddsm_tf.serving.client import schedule_inputs
 from ddsm_tf.training.presets import get_preset
 from ddsm_tf.training.run import Run
 
@@ -130,7 +131,7 @@ class ExportSpeed:
         def denoise(x: np.ndarray, t: int, key: tuple[str, float]) -> np.ndarray:
             return samplers[key[0]].denoise(x, t, key[1])
 
-        times = step_times(
+        times = time_widths(
             denoise,
             keys,
             self.unet.image_shape,
@@ -163,7 +164,9 @@ class ExportSpeed:
         sample = tf.saved_model.load(str(path)).signatures["sample_schedule"]
 
         def images(schedule: StepSchedule) -> np.ndarray:
-            return sample(**schedule_inputs(schedule, batch))["images"].numpy()
+            inputs = schedule_inputs(schedule, batch, seed=0)
+            inputs = {name: tf.constant(value) for name, value in inputs.items()}
+            return sample(**inputs)["images"].numpy()
 
         found = {"trajectories": self.pairs(images, f"savedmodel, batch {batch}")}
         if batch == self.options.batches[0]:
@@ -214,19 +217,6 @@ def paper_schedule() -> StepSchedule:
 def at_full_width(schedule: StepSchedule) -> StepSchedule:
     """The same steps, all at width 1."""
     return schedule.with_widths([1.0] * len(schedule))
-
-
-def schedule_inputs(schedule: StepSchedule, count: int) -> dict[str, tf.Tensor]:
-    """Inputs of the signature `sample_schedule`."""
-    return {
-        "seed": tf.constant(0, tf.int64),
-        "count": tf.constant(count, tf.int64),
-        "timesteps": tf.constant(schedule.timesteps, tf.int32),
-        "widths": tf.constant(schedule.widths, tf.float32),
-        "sampler": tf.constant(schedule.sampler),
-        "eta": tf.constant(schedule.eta, tf.float32),
-        "variance": tf.constant(schedule.variance),
-    }
 
 
 def spread(values: Any) -> dict[str, float]:

@@ -35,7 +35,7 @@ from ddsm_tf.export.quantization import end_convolutions
 from ddsm_tf.export.savedmodel import denoiser_function
 from ddsm_tf.export.tflite import convert, delegation
 from ddsm_tf.files import atomic_file, read_json, write_json
-from ddsm_tf.latency import time_widths
+from ddsm_tf.latency import summary, time_widths
 from ddsm_tf.models.compiled import CompiledDenoiser
 from ddsm_tf.sampling import sample_images
 from ddsm_tf.schedule import StepSchedule
@@ -246,7 +246,7 @@ def latencies(files: Files, batch: int, options: Any) -> dict[str, dict[str, Any
     times = {}
     for width in tqdm(options.widths, f"latency, batch {batch}", disable=None):
         own = {name: files[name, width] for name in options.precisions}
-        times[str(width)] = time_widths(
+        found = time_widths(
             Denoiser(own, options.threads),
             list(own),
             options.unet.image_shape,
@@ -254,6 +254,7 @@ def latencies(files: Files, batch: int, options: Any) -> dict[str, dict[str, Any
             rounds=options.rounds,
             t=TIMESTEP,
         )
+        times[str(width)] = {name: summary(each) for name, each in found.items()}
     return times
 
 

@@ -33,7 +33,7 @@ def time_widths(
     rounds: int,
     t: int,
     on_round: Callable[[], Any] | None = None,
-) -> dict[float, dict[str, float]]:
+) -> dict[float, list[float]]:
     """Time one step of every width, as a sampler calls it: NumPy in, NumPy out.
 
     The widths take turns within each round, so that a machine that slows down while it is
@@ -52,26 +52,8 @@ def time_widths(
         on_round: called after each round, those that warm up included.
 
     Returns:
-        Width → `median_ms`, `spread_ms` (between the quartiles), `min_ms`, `max_ms` of a step, in
-        milliseconds for the whole batch.
+        Width → milliseconds of its step in every round, for the whole batch.
     """
-    times = step_times(
-        denoise, widths, image_shape, batch=batch, rounds=rounds, t=t, on_round=on_round
-    )
-    return {width: _summary(found) for width, found in times.items()}
-
-
-def step_times(
-    denoise: Denoise,
-    widths: Sequence[float],
-    image_shape: tuple[int, int, int],
-    *,
-    batch: int,
-    rounds: int,
-    t: int,
-    on_round: Callable[[], Any] | None = None,
-) -> dict[float, list[float]]:
-    """What `time_widths` sums up: width → the milliseconds of its step in every round."""
     x = np.random.RandomState(0).standard_normal((batch, *image_shape)).astype(np.float32)
     milliseconds: dict[float, list[float]] = {width: [] for width in widths}
     for round_number in range(WARM_UP + rounds):
@@ -87,7 +69,8 @@ def step_times(
     return milliseconds
 
 
-def _summary(times: Sequence[float]) -> dict[str, float]:
+def summary(times: Sequence[float]) -> dict[str, float]:
+    """`median_ms`, `spread_ms` (between the quartiles), `min_ms` and `max_ms` of milliseconds."""
     low, median, high = np.percentile(times, (25, 50, 75))
     return {
         "median_ms": float(median),
@@ -98,7 +81,7 @@ def _summary(times: Sequence[float]) -> dict[str, float]:
 
 
 def latency_content(
-    times: Mapping[float, Mapping[str, float]],
+    times: Mapping[float, Sequence[float]],
     *,
     runtime: str,
     versions: Mapping[str, str],
@@ -135,7 +118,7 @@ def latency_content(
             "cpu_count": os.cpu_count(),
             "accelerators": list(accelerators),
         },
-        "widths": {str(width): dict(summary) for width, summary in times.items()},
+        "widths": {str(width): summary(found) for width, found in times.items()},
     }
 
 

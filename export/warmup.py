@@ -17,6 +17,7 @@ from ddsm_tf.noise import NoiseTable
 from ddsm_tf.sampling import step_coefficients
 from ddsm_tf.schedule import StepSchedule, even_timesteps
 from ddsm_tf.seeds import ImageNoise
+from ddsm_tf.serving.client import schedule_inputs
 
 try:
     from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
@@ -43,15 +44,6 @@ def sampler_requests(
 ) -> Requests:
     """One image for each signature of a sampler; `sample_schedule` visits each width once."""
     one = {"seed": np.int64(0), "count": np.int64(1)}
-    steps = _each_width_once(widths, noise_table)
-    own_schedule = {
-        **one,
-        "timesteps": np.array(steps.timesteps, np.int32),
-        "widths": np.array(steps.widths, np.float32),
-        "sampler": np.array(steps.sampler),
-        "eta": np.float32(steps.eta),
-        "variance": np.array(steps.variance),
-    }
     rows = {"seed": np.zeros(1, np.int64), "index": np.zeros(1, np.int64)}
     draws = 1 + sum(bool(row.x_from_noise) for row in step_coefficients(schedule, noise_table))
     source = ImageNoise(0, 0, 1, image_shape)
@@ -61,7 +53,7 @@ def sampler_requests(
         "serving_default": one,
         "sample_images": rows,
         "sample_noise": {"noise": noise},
-        "sample_schedule": own_schedule,
+        "sample_schedule": schedule_inputs(_each_width_once(widths, noise_table), 1, 0),
     }
 
 

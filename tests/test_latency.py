@@ -69,13 +69,14 @@ def test_medians_and_spreads_of_widths_that_take_turns(monkeypatch):
     )
     assert list(found) == [1.0, 0.5, 0.25]
     for width, summary in SUMMARIES.items():
-        assert found[width] == pytest.approx(summary)
+        assert found[width] == pytest.approx(STEPS[width])
+        assert latency.summary(found[width]) == pytest.approx(summary)
     assert device.calls == [1.0, 1.0, 0.5, 0.5, 0.25, 0.25, "round"] * (latency.WARM_UP + 5)
 
 
 def test_the_table_has_shares_of_time_and_of_macs_side_by_side():
     content = latency.latency_content(
-        SUMMARIES, runtime="litert", versions={}, batch=2, threads=1, rounds=5
+        STEPS, runtime="litert", versions={}, batch=2, threads=1, rounds=5
     )
     lines = program.describe(content, {1.0: 1000, 0.5: 260, 0.25: 70}).splitlines()
     assert lines[0] == "litert, batch 2, threads 1, rounds 5"
@@ -141,7 +142,7 @@ def test_the_command_writes_what_a_search_reads(
         # The narrow network's; the wide one was loaded before. The caller is the third.
         assert call.started == 2
     check_content(json.loads(out.read_text()), call, runtime)
-    medians = {width: times["median_ms"] for width, times in call.times.items()}
+    medians = {width: float(np.median(times)) for width, times in call.times.items()}
     assert read_latency(f"latency:{out}", (1.0, 0.5)) == medians
     lines = printed.splitlines()
     assert lines[-1] == str(out)
@@ -152,7 +153,7 @@ def test_the_command_writes_what_a_search_reads(
 
 
 def check_content(content, call, runtime):
-    widths = {str(width): times for width, times in call.times.items()}
+    widths = {str(width): latency.summary(times) for width, times in call.times.items()}
     assert content.pop("widths") == widths and set(widths) == {"1.0", "0.5"}
     machine = content.pop("machine")
     assert set(machine) == {"architecture", "cpu_count", "accelerators"}

@@ -13,6 +13,7 @@ from ddsm_tf.models import DiffusionModel
 from ddsm_tf.noise import NoiseTable
 from ddsm_tf.schedule import StepSchedule, even_timesteps
 from ddsm_tf.seeds import ImageNoise
+from ddsm_tf.serving.client import schedule_inputs
 
 TABLE = NoiseTable.linear(1000)
 SEED = 2**40 + 3
@@ -67,16 +68,9 @@ def share_within_one(images, expected):
 
 
 def own_schedule(signatures, schedule, /, count=4, seed=SEED, **changed):
-    fields = {
-        "seed": tf.constant(seed, tf.int64),
-        "count": tf.constant(count, tf.int64),
-        "timesteps": tf.constant(schedule.timesteps, tf.int32),
-        "widths": tf.constant(schedule.widths, tf.float32),
-        "sampler": tf.constant(schedule.sampler),
-        "eta": tf.constant(schedule.eta, tf.float32),
-        "variance": tf.constant(schedule.variance),
-    }
-    return signatures["sample_schedule"](**{**fields, **changed})["images"].numpy()
+    inputs = {**schedule_inputs(schedule, count, seed), **changed}
+    inputs = {name: tf.constant(value) for name, value in inputs.items()}
+    return signatures["sample_schedule"](**inputs)["images"].numpy()
 
 
 def test_a_process_without_this_package_gets_the_images_of_keras(folder, model, tmp_path):

@@ -281,7 +281,7 @@ def test_bad_arguments_are_refused(unet, schedule, tmp_path):
 
 def test_the_commands_offer_every_precision():
     for command in ("export", "latency"):
-        (option,) = [p for p in cli.commands.commands[command].params if p.name == "quantize"]
+        (option,) = [p for p in cli.ddsm.commands[command].params if p.name == "quantize"]
         assert isinstance(option.type, click.Choice)
         assert tuple(option.type.choices) == QUANTIZE
 

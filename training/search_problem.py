@@ -158,7 +158,7 @@ class SearchProblem:
                 rounds=TIMING_ROUNDS,
                 t=self.run.config.train_timesteps // 2,
             )
-            values = {width: timed[width]["median_ms"] / 1000 / batch for width in unet.widths}
+            values = {width: float(np.median(timed[width])) / 1000 / batch for width in unet.widths}
             write_json(path, {str(width): value for width, value in values.items()})
         kept = read_json(path, argument="step seconds")
         try:

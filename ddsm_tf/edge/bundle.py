@@ -4,51 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ddsm_tf.edge.assembly import Recipe
-from ddsm_tf.edge.files import AGAIN, StoredFile, check_listing, read_limited
+from ddsm_tf.edge.files import AGAIN, check_listing, read_limited
 from ddsm_tf.edge.manifest import (
     DEFAULT,
     MANIFEST,
     MAX_MANIFEST_BYTES,
+    Manifest,
     StoredNetwork,
     parse_manifest,
 )
 from ddsm_tf.errors import InputError, invalid
-from ddsm_tf.noise import NoiseTable
 from ddsm_tf.schedule import StepSchedule
 
 
 @dataclass(frozen=True)
-class Bundle:
-    """What a device needs to sample.
+class Bundle(Manifest):
+    """What a device needs to sample: what the manifest says, and the folder it vouches for.
 
     Attributes:
         folder: where the files lie.
-        version: of the bundle's format.
-        image_shape: (H, W, C).
-        quantize: how the networks were quantised.
-        batch: images that the networks take at once; None for any number.
-        noise_table: the forward process.
-        schedules: name → schedule; "default" is always there.
-        networks: width → its network, widest first.
-        files: name → size and digest of every file but the manifest.
-        provenance: where the weights come from, for people to read.
     """
 
     folder: Path
-    version: int
-    image_shape: tuple[int, int, int]
-    quantize: str
-    batch: int | None
-    noise_table: NoiseTable
-    schedules: Mapping[str, StepSchedule]
-    networks: Mapping[float, StoredNetwork]
-    files: Mapping[str, StoredFile]
-    provenance: Mapping[str, str | int | float]
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> Bundle:
@@ -65,7 +46,7 @@ class Bundle:
             )
         try:
             manifest = parse_manifest(read_limited(folder / MANIFEST, MAX_MANIFEST_BYTES))
-            bundle = cls(folder, **vars(manifest))
+            bundle = cls(folder=folder, **vars(manifest))
             bundle._check_files()
         except InputError as error:
             # A message quotes the manifest, where a name may be as long as the file.

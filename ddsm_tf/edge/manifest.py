@@ -74,7 +74,19 @@ class StoredNetwork:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A manifest that keeps the rules; see the module's description and `Bundle`."""
+    """A manifest that keeps the rules; see the module's description.
+
+    Attributes:
+        version: of the bundle's format.
+        image_shape: (H, W, C).
+        quantize: how the networks were quantised.
+        batch: images that the networks take at once; None for any number.
+        noise_table: the forward process.
+        schedules: name → schedule; "default" is always there.
+        networks: width → its network, widest first.
+        files: name → size and digest of every file but the manifest.
+        provenance: where the weights come from, for people to read.
+    """
 
     version: int
     image_shape: tuple[int, int, int]

@@ -252,7 +252,9 @@ class SlimmableGroupNorm(SlimmableLayer):
     def call(self, x: Any, width: float = 1.0) -> Any:
         gamma, beta = (ops.cast(weight, "float32") for weight in self.weights_at(width))
         member = self.membership(width)
-        to_groups, to_channels = member / member.sum(axis=0), member.T
+        # Tensors made once, or a graph would hold them once for each product.
+        to_groups = ops.convert_to_tensor(member / member.sum(axis=0))
+        to_channels = ops.convert_to_tensor(member.T)
 
         def group_mean(per_channel: Any) -> Any:
             return ops.matmul(ops.matmul(per_channel, to_groups), to_channels)

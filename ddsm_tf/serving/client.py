@@ -35,6 +35,19 @@ def denoiser_model(model: str, width: float) -> str:
     return f"{model}_unet_{str(float(width)).replace('.', '_')}"
 
 
+def schedule_inputs(schedule: StepSchedule, count: int, seed: int) -> dict[str, np.ndarray]:
+    """Inputs of the signature `sample_schedule`, by name."""
+    return {
+        "seed": np.int64(seed),
+        "count": np.int64(count),
+        "timesteps": np.array(schedule.timesteps, np.int32),
+        "widths": np.array(schedule.widths, np.float32),
+        "sampler": np.array(schedule.sampler),
+        "eta": np.float32(schedule.eta),
+        "variance": np.array(schedule.variance),
+    }
+
+
 class ServingClient:
     """Images from a model server.
 
@@ -160,15 +173,7 @@ class ServingClient:
         """
         check_integer("count", count, 1)
         check_integer("seed", seed, 0, 2**63 - 1)
-        inputs = {
-            "seed": np.int64(seed),
-            "count": np.int64(count),
-            "timesteps": np.array(schedule.timesteps, np.int32),
-            "widths": np.array(schedule.widths, np.float32),
-            "sampler": np.array(schedule.sampler),
-            "eta": np.float32(schedule.eta),
-            "variance": np.array(schedule.variance),
-        }
+        inputs = schedule_inputs(schedule, count, seed)
         return self._images("sample_schedule", inputs, rows=count, remedy="count")
 
     def denoise(self, x: np.ndarray, t: int | np.ndarray, width: float) -> np.ndarray:

@@ -1,0 +1,148 @@
+"""`ddsm export`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ddsm_tf.commands.shared import (
+    open_run,
+    overwrite_option,
+    quantize_option,
+    run_argument,
+    schedule_option,
+)
+from ddsm_tf.errors import InputError, invalid
+
+
+@click.command()
+@run_argument
+@click.argument("kind", type=click.Choice(["savedmodel", "tflite", "bundle"]))
+@click.option("-o", "out", metavar="DIR", help="Folder to make; this or --serving.")
+@quantize_option
+@click.option(
+    "--batch", type=click.IntRange(min=1), help="Images a call, fixed in the files; else any."
+)
+@click.option(
+    "--optimize",
+    type=click.Choice(["prune", "cluster", "qat"]),
+    help="Make files that compress well, or int8 ones, by fine-tuning every width.",
+)
+@click.option("--optimize-steps", type=click.IntRange(min=1), help="Fine-tuning steps a width.")
+@click.option(
+    "--sparsity",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Share of zeros that prune makes.",
+)
+@click.option("--clusters", type=click.IntRange(2, 256), help="Values that cluster leaves.")
+@schedule_option
+@click.option(
+    "--add-schedule",
+    "added",
+    multiple=True,
+    metavar="NAME=FILE|uniform:W",
+    help="A further schedule of a bundle, for `ddsm-edge --schedule NAME`; may be repeated.",
+)
+@overwrite_option
+@click.option(
+    "--serving", metavar="DIR", help="Add a version to a folder that TensorFlow Serving serves."
+)
+@click.option("--model", metavar="NAME", help="With --serving: the model; ddsm if left out.")
+@click.option(
+    "--label",
+    metavar="LABEL",
+    help="With --serving: the version's label; stable at first, then canary, if left out.",
+)
+@click.option(
+    "--mount",
+    metavar="PATH",
+    help="With --serving: where the server sees DIR; as before, or /models, if left out.",
+)
+@click.option(
+    "--batch-sampler",
+    is_flag=True,
+    help="With --serving: the server may join requests for samples.",
+)
+def export(
+    run: str,
+    kind: str,
+    out: str | None,
+    quantize: str,
+    batch: int | None,
+    optimize: str | None,
+    optimize_steps: int | None,
+    sparsity: float | None,
+    clusters: int | None,
+    schedule: str,
+    added: tuple[str, ...],
+    overwrite: bool,
+    **serving: Any,
+) -> None:
+    """Export every width: SavedModel, TFLite, or the bundle for `ddsm-edge`."""
+    tuning = {"optimize_steps": optimize_steps, "sparsity": sparsity, "clusters": clusters}
+    _check_export(kind, out, quantize, overwrite, bool(added or optimize or batch), serving)
+    opened = open_run(run)
+    unet, chosen = opened.load_unet(), opened.schedule(schedule)
+    if out is None:
+        from ddsm_tf.export.serving import write_serving
+
+        given = {name: value for name, value in serving.items() if value is not None}
+        path = write_serving(unet, opened.noise_table, chosen, given.pop("serving"), **given)
+        click.echo(path)
+        return
+    from ddsm_tf.export import export as export_unet
+    from ddsm_tf.training.optimize import fine_tuning
+
+    with fine_tuning(opened, optimize, **tuning) as optimization:
+        path = export_unet(
+            kind,
+            unet,
+            opened.noise_table,
+            chosen,
+            out,
+            quantize=quantize,
+            batch=batch,
+            schedules=_named_schedules(opened, added),
+            provenance=opened.provenance,
+            overwrite=overwrite,
+            **optimization,
+        )
+    click.echo(path)
+
+
+def _check_export(
+    kind: str,
+    out: str | None,
+    quantize: str,
+    overwrite: bool,
+    for_devices: bool,
+    serving: dict[str, Any],
+) -> None:
+    """Raise `InputError` unless -o or --serving is given, with the options that belong to it."""
+    if (out is None) == (serving["serving"] is None):
+        raise InputError("`-o` or `--serving` must be given, and not both")
+    if out is not None:
+        extra = [name for name, value in serving.items() if value]
+        if extra:
+            raise InputError(f"`--{extra[0].replace('_', '-')}` belongs to --serving, not to -o")
+        return
+    if kind != "savedmodel":
+        raise invalid("kind", kind, "must be savedmodel with --serving")
+    if quantize != "none":
+        raise invalid("quantize", quantize, "must be none with --serving; the server runs float32")
+    if for_devices:
+        raise InputError(
+            "`--add-schedule`, `--batch` and `--optimize` belong to -o, not to --serving"
+        )
+    if overwrite:
+        raise InputError("`--overwrite` belongs to -o; --serving adds a version beside the others")
+
+
+def _named_schedules(run: Any, texts: tuple[str, ...]) -> dict[str, Any]:
+    """The schedules of `NAME=FILE` texts."""
+    pairs = [text.partition("=") for text in texts]
+    for text, (name, _, choice) in zip(texts, pairs, strict=True):
+        if not name or not choice:
+            raise invalid("--add-schedule", text, "must be NAME=FILE or NAME=uniform:W")
+    return {name: run.schedule(choice) for name, _, choice in pairs}

@@ -1,0 +1,52 @@
+"""`ddsm serve-sample`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ddsm_tf.commands.shared import (
+    quiet_logs,
+    seed_option,
+)
+from ddsm_tf.console import without_stderr
+
+
+@click.command("serve-sample")
+@click.option("--target", required=True, metavar="HOST:PORT", help="8500 is usual for gRPC.")
+@click.option("--transport", type=click.Choice(["grpc", "rest"]), default="grpc", show_default=True)
+@click.option("--model", default="ddsm", show_default=True, metavar="NAME")
+@click.option("--model-version", "version", type=click.IntRange(min=0), help="Not the newest.")
+@click.option("--label", metavar="LABEL", help="The version with this label, such as stable.")
+@click.option("-n", "count", type=click.IntRange(min=1), default=64, show_default=True)
+@seed_option
+@click.option(
+    "--batch", type=click.IntRange(min=1), default=16, show_default=True, help="Images a call."
+)
+@click.option("--schedule", metavar="FILE", help="Any schedule, in one call; else the model's.")
+@click.option(
+    "--timeout", type=float, default=120.0, show_default=True, help="Seconds for each call."
+)
+@click.option("--tls", metavar="system|FILE.pem", help="TLS, with these authorities.")
+@click.option("-o", "out", required=True, metavar="FILE.png|FILE.npy")
+def serve_sample(
+    count: int, seed: int, batch: int, schedule: str | None, out: str, **server: Any
+) -> None:
+    """Sample images from a TensorFlow Serving server."""
+    from ddsm_tf.images import check_image_path, save_images
+    from ddsm_tf.schedule import StepSchedule
+    from ddsm_tf.serving import ServingClient
+
+    check_image_path(out)
+    steps = StepSchedule.load(schedule) if schedule else None
+    server["tls"] = {None: False, "system": True}.get(server["tls"], server["tls"])
+    quiet_logs()
+    # The gRPC stubs import TensorFlow, which has something to say.
+    with without_stderr(lambda: ServingClient(**server)) as client:
+        if steps:
+            images = client.sample_schedule(steps, count, seed)
+        else:
+            images = client.sample(count, seed, batch_size=batch)
+    save_images(images, out)
+    click.echo(out)

@@ -1,0 +1,52 @@
+"""`ddsm demo`, `presets` and `train`."""
+
+from __future__ import annotations
+
+import click
+
+from ddsm_tf.commands.shared import quiet_tensorflow
+
+
+@click.command()
+@click.option("--out", default="ddsm-demo", show_default=True, help="Run folder.")
+def demo(out: str) -> None:
+    """All three stages, export and report on real handwritten digits."""
+    quiet_tensorflow()
+    from ddsm_tf.training.demo import run_demo
+
+    run_demo(out, click.echo)
+
+
+@click.command()
+def presets() -> None:
+    """List the presets."""
+    from ddsm_tf.training.presets import ABOUT, PRESETS
+
+    for name, config in PRESETS.items():
+        click.echo(f"{name:15} {ABOUT[name]}")
+        click.echo(f"{'':15} data {config.data}, {config.steps:,} steps of {config.batch_size}")
+
+
+@click.command()
+@click.argument("preset")
+@click.option("--out", required=True, help="Run folder.")
+@click.option("--data", metavar="SOURCE", help="digits, npz:FILE[:KEY], folder:DIR, tfds:NAME")
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Configuration.")
+@click.option("--steps", type=click.IntRange(min=1), help="Training steps in all.")
+@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint.")
+def train(
+    preset: str, out: str, data: str, changes: tuple[str, ...], steps: int, resume: bool
+) -> None:
+    """Train a slimmable UNet on every width at once."""
+    from ddsm_tf.training.presets import get_preset
+
+    config = get_preset(preset).changed(changes)
+    config = config.changed([f"data={data}"] if data else [])
+    config = config.changed([f"steps={steps}"] if steps else [])
+    quiet_tensorflow()
+    from ddsm_tf.training.train import open_run
+    from ddsm_tf.training.train import train as train_run
+
+    run = open_run(out, config, resume=resume)
+    train_run(run)
+    click.echo(f"trained {config.steps} steps: {run.weights_path}")
