@@ -160,12 +160,12 @@ def test_one_width_and_one_step():
 
 def test_a_table_of_a_thousand_steps_takes_no_time():
     effect = np.random.default_rng(0).exponential(size=(4, 1000)) * [[0], [1], [2], [4]]
-    started = time.perf_counter()
+    started = time.process_time()
     shares = []
     for budget in np.linspace(0.1, 1.0, 20):
         choice = allocate(effect, COST, budget)
         shares.append(np.take(COST, choice).sum() / 16_000)
-    assert time.perf_counter() - started < 2.0
+    assert time.process_time() - started < 2.0
     # Many steps leave little of a budget unspent.
     np.testing.assert_allclose(shares, np.linspace(0.1, 1.0, 20), atol=1e-3)
 

@@ -173,7 +173,7 @@ def test_a_deadline_holds_for_retries_too(server, transport):
     started = time.monotonic()
     with pytest.raises(ForeseenFailure, match=r"`timeout` \(=0.4\) seconds"):
         client.status()
-    assert 0.35 < time.monotonic() - started < 1.2
+    assert 0.35 < time.monotonic() - started < 1.45
     assert server.calls == 1
     server.reset()
     server.failures = 1000
@@ -181,7 +181,7 @@ def test_a_deadline_holds_for_retries_too(server, transport):
     started = time.monotonic()
     with pytest.raises(ForeseenFailure, match="attempts: "):
         client.status()
-    assert time.monotonic() - started < 1.2
+    assert time.monotonic() - started < 2.0
     assert 3 <= server.calls <= 6
 
 
