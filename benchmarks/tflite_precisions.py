@@ -33,7 +33,7 @@ from ddsm_tf.export import QUANTIZE
 from ddsm_tf.export.calibration import TRAJECTORIES, Samples, calibration_samples
 from ddsm_tf.export.quantization import end_convolutions
 from ddsm_tf.export.savedmodel import denoiser_function
-from ddsm_tf.export.tflite import convert, delegation
+from ddsm_tf.export.tflite import convert, delegation, numbered_layers
 from ddsm_tf.files import atomic_file, read_json, write_json
 from ddsm_tf.latency import summary, time_widths
 from ddsm_tf.models.compiled import CompiledDenoiser
@@ -171,9 +171,11 @@ def by_library(subnet: Any, name: str, samples: Samples, batch: int | None) -> b
 
 def by_converter(subnet: Any, name: str, samples: Samples, batch: int | None) -> bytes:
     """What TFLiteConverter's own quantiser makes of the network."""
-    graph = convert_variables_to_constants_v2(
-        denoiser_function(subnet, batch).get_concrete_function()
-    )
+    # Named as in `convert`'s file, which tells what stays float32.
+    with numbered_layers(subnet):
+        graph = convert_variables_to_constants_v2(
+            denoiser_function(subnet, batch).get_concrete_function()
+        )
     converter = tf.lite.TFLiteConverter.from_concrete_functions([graph])
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if name == "converter-dynamic":
