@@ -38,6 +38,11 @@ def parse_width(text: str) -> float:
     return width
 
 
+def width_name(width: float) -> str:
+    """The file or folder name of a width without its suffix, such as `unet_0_5`."""
+    return f"unet_{str(float(width)).replace('.', '_')}"
+
+
 def even_timesteps(train_timesteps: int, steps: int) -> tuple[int, ...]:
     """`steps` timesteps spread evenly over [0, T), falling and ending at 0 (DDIM, appendix D.2).
 

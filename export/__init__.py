@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from ddsm_tf.noise import NoiseTable
 from ddsm_tf.schedule import StepSchedule
 
 KINDS = ("savedmodel", "tflite", "bundle")
+FULL = "full"
 QUANTIZE = ("none", "float16", "dynamic", "dynamic-mixed", "int8", "int8-mixed")
 
 
@@ -42,7 +43,7 @@ def export(
         unet: the trained `SlimmableUNet`.
         noise_table: the one it was trained with.
         schedule: that of the sampler's SavedModel, a bundle's default, and what int8 is
-            calibrated on.
+            calibrated on, together with a bundle's other schedules.
         out: folder to make; it appears whole or not at all.
         quantize, batch: of tflite and bundle; see `ddsm_tf.export.tflite.convert`.
         schedules: further schedules of a bundle by name; "full", the default one's steps at the
@@ -75,7 +76,9 @@ def export(
         if optimization is None:
             from ddsm_tf.export.tflite import write_tflite
 
-            samples = _calibration(unet, noise_table, schedule, quantize)
+            # A bundle may be sampled with any of its schedules.
+            every = list(named.values()) if kind == "bundle" else [schedule]
+            samples = _calibration(unet, noise_table, every, quantize)
             files = write_tflite(unet, folder, quantize=quantize, batch=batch, calibration=samples)
         else:
             from ddsm_tf.export.optimize import write_optimized
@@ -83,6 +86,7 @@ def export(
             tuning = {"quantize": quantize, "on_step": on_step}
             files = write_optimized(unet, folder, optimization, images, noise_table, **tuning)
             quantize = f"{optimization.method}, {quantize}"
+            provenance = {**(provenance or {}), **optimization.notes}
         if kind == "bundle":
             from ddsm_tf.export.bundle import write_bundle
 
@@ -118,29 +122,26 @@ def check_optimization(kind: str, method: str, quantize: str, batch: int | None 
         raise invalid("batch", batch, f"does not go with {method}, whose files take any batch")
 
 
-def _calibration(unet: Any, noise_table: NoiseTable, schedule: StepSchedule, quantize: str) -> Any:
+def _calibration(
+    unet: Any, noise_table: NoiseTable, schedules: Sequence[StepSchedule], quantize: str
+) -> Any:
     """Each width's calibration samples, if the precision needs any."""
-    from ddsm_tf.export.calibration import calibration_samples
+    from ddsm_tf.export.calibration import samples_of_all
     from ddsm_tf.export.tflite import needs_calibration
     from ddsm_tf.models.compiled import CompiledDenoiser
 
     if not needs_calibration(quantize):
         return None
     denoise = CompiledDenoiser(unet)
-    return calibration_samples(denoise, schedule, noise_table, unet.image_shape, unet.widths)
+    return samples_of_all(denoise, schedules, noise_table, unet.image_shape, unet.widths)
 
 
 def _named(
     default: StepSchedule, further: Mapping[str, StepSchedule], widest: float
 ) -> dict[str, StepSchedule]:
     """A bundle's schedules by name."""
-    if DEFAULT in further:
-        raise invalid("schedules", DEFAULT, "is the name of `schedule`; choose another")
-    full = default.with_widths([widest] * len(default))
-    further = {check_name(name): schedule for name, schedule in further.items()}
-    return {DEFAULT: default, "full": full, **further}
-
-
-def width_name(width: float) -> str:
-    """The file or folder name of a width without its suffix, such as `unet_0_5`."""
-    return f"unet_{str(width).replace('.', '_')}"
+    own = {DEFAULT: default, FULL: default.with_widths([widest] * len(default))}
+    for name in further:
+        if check_name(name) in own:
+            raise invalid("schedules", name, "is the name of one that every bundle has")
+    return {**own, **further}

@@ -78,6 +78,33 @@ def calibration_samples(
     return {width: _gather(plan, states, random) for width, plan in plans.items()}
 
 
+def samples_of_all(
+    denoise: Denoiser,
+    schedules: Sequence[StepSchedule],
+    noise_table: NoiseTable,
+    image_shape: tuple[int, int, int],
+    widths: Sequence[float],
+) -> dict[float, Samples]:
+    """Samples along several schedules, each width's from those that run it.
+
+    The first schedule stands in for a width that none of them runs. Arguments are those of
+    `calibration_samples`, which gives as many samples from each schedule.
+    """
+    found: dict[float, list[Samples]] = {width: [] for width in widths}
+    unused = set(widths).difference(*(schedule.widths for schedule in schedules))
+    for schedule in schedules:
+        own = [width for width in widths if width in schedule.widths or width in unused]
+        unused = set()
+        for width, samples in calibration_samples(
+            denoise, schedule, noise_table, image_shape, own
+        ).items():
+            found[width].append(samples)
+    return {
+        width: Samples(*map(np.concatenate, zip(*parts, strict=True)))
+        for width, parts in found.items()
+    }
+
+
 def own_timesteps(schedule: StepSchedule, width: float) -> tuple[int, ...]:
     """The timesteps at which a schedule runs a width; all of them if it never does."""
     steps = zip(schedule.timesteps, schedule.widths, strict=True)

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from ddsm_tf.errors import invalid, missing_extra
-from ddsm_tf.export import check_optimization, width_name
+from ddsm_tf.export import check_optimization
 from ddsm_tf.export.tflite import convert, convert_rounded
 from ddsm_tf.models.layers import SlimmableConv2D, SlimmableDense
 from ddsm_tf.models.unet import SlimmableUNet
 from ddsm_tf.noise import NoiseTable
+from ddsm_tf.schedule import width_name
 
 try:
     import tensorflow_model_optimization as tfmot
@@ -62,6 +63,14 @@ class Optimization:
     sparsity: float = 0.5
     clusters: int = 16
     seed: int = 0
+
+    @property
+    def notes(self) -> dict[str, str | int | float]:
+        """What a bundle's provenance says of it."""
+        own = {"prune": ("sparsity",), "cluster": ("clusters",)}.get(self.method, ())
+        fields = ("steps", "batch_size", "learning_rate", *own, "seed")
+        settings = {f"optimize_{name}": getattr(self, name) for name in fields}
+        return {"optimize": self.method, **settings}
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:

@@ -11,10 +11,9 @@ import numpy as np
 import tensorflow as tf
 
 from ddsm_tf.errors import InputError, invalid
-from ddsm_tf.export import width_name
 from ddsm_tf.export.sampler_graph import SamplerGraph
 from ddsm_tf.noise import NoiseTable
-from ddsm_tf.schedule import StepSchedule
+from ddsm_tf.schedule import StepSchedule, width_name
 
 VERSION = "1"
 

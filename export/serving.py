@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from ddsm_tf.errors import invalid
-from ddsm_tf.export import width_name
 from ddsm_tf.export.savedmodel import VERSION, write_sampler, write_savedmodels
 from ddsm_tf.export.serving_files import (
     DEFAULT_MOUNT,
@@ -22,7 +21,7 @@ from ddsm_tf.export.serving_files import (
 from ddsm_tf.export.warmup import batchable, denoiser_requests, sampler_requests, write_warmup
 from ddsm_tf.files import atomic_folder
 from ddsm_tf.noise import NoiseTable
-from ddsm_tf.schedule import StepSchedule
+from ddsm_tf.schedule import StepSchedule, width_name
 from ddsm_tf.serving import denoiser_model
 from ddsm_tf.serving.arguments import check_model
 

@@ -12,9 +12,10 @@ import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from ddsm_tf.errors import InputError, invalid
-from ddsm_tf.export import QUANTIZE, width_name
+from ddsm_tf.export import QUANTIZE
 from ddsm_tf.export.calibration import Samples
 from ddsm_tf.export.savedmodel import denoiser_function
+from ddsm_tf.schedule import width_name
 
 
 def write_tflite(

@@ -24,7 +24,8 @@ def write_serving(tiny_unet, tiny_savedmodels):
 
     Models are copied instead of written: tracing them again would take half a minute each.
     """
-    from ddsm_tf.export import serving, width_name
+    from ddsm_tf.export import serving
+    from ddsm_tf.schedule import width_name
 
     def sampler(unet, noise_table, schedule, path):
         assert schedule == NOISY_SCHEDULE and not Path(path).name.isdigit()

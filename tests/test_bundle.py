@@ -161,7 +161,8 @@ def test_bad_names_and_notes_are_refused(tiny_unet, tiny_schedule, big_unet, pla
             export(kind, tiny_unet, TABLE, tiny_schedule, tmp_path / "out", **options)
 
     refused("named with", schedules={"a/b": tiny_schedule})
-    refused("name of `schedule`", schedules={"default": tiny_schedule})
+    for name in ("default", "full"):
+        refused(f"'{name}'.*every bundle has", schedules={name: tiny_schedule})
     refused("is not a width", schedules={"x": StepSchedule.uniform(0.3, (1, 0))})
     refused("are for a bundle", kind="tflite", schedules={"x": tiny_schedule})
     folder = shutil.copytree(plain[0], tmp_path / "bundle")
@@ -176,11 +177,21 @@ def test_the_command_adds_schedules_and_says_where_weights_come_from(tiny_run, t
     for bad in ("fast", "=uniform:1", "fast="):
         assert run_cli([*command, bad]) == 2
         assert "--add-schedule" in capfd.readouterr().err
+    assert run_cli([*command, "a=uniform:1", "--add-schedule", "a=full"]) == 2
+    assert "twice" in capfd.readouterr().err
     assert run_cli([*command, "fast=uniform:0.5"]) == 0
     bundle = Bundle.load(out)
     assert set(bundle.schedules) == {"default", "full", "fast"}
     assert set(bundle.schedules["fast"].widths) == {0.5}
     assert (bundle.provenance["preset"], bundle.provenance["training_steps"]) == ("digits", 10)
+
+
+def test_overwrite_does_not_take_the_run_away(tiny_run, tmp_path, capfd):
+    run = shutil.copytree(tiny_run, tmp_path / "runs" / "run")
+    for out in (run, run.parent, run / ".." / "run"):
+        assert run_cli(["export", str(run), "bundle", "-o", str(out), "--overwrite"]) == 2
+        assert "name a folder of its own" in capfd.readouterr().err
+    assert (run / "weights.keras").is_file()
 
 
 # Assembly by itself, against NumPy's own indexing.

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from ddsm_tf.errors import InputError
-from ddsm_tf.export.calibration import TRAJECTORIES, calibration_samples, own_timesteps
+from ddsm_tf.export.calibration import (
+    TRAJECTORIES,
+    calibration_samples,
+    own_timesteps,
+    samples_of_all,
+)
 from ddsm_tf.noise import NoiseTable
 from ddsm_tf.sampling import ddim_step
 from ddsm_tf.schedule import StepSchedule, even_timesteps
@@ -85,6 +90,17 @@ def test_every_batch_holds_timesteps_of_the_whole_share():
     t = samples(StepSchedule.uniform(1.0, even_timesteps(1000, 50)), (1.0,))[1.0].t
     spread = [np.ptp(t[first : first + 16]) for first in range(0, len(t), 16)]
     assert min(spread) > 500
+
+
+def test_of_several_schedules_each_width_gets_those_that_run_it():
+    full = SCHEDULE.with_widths([1.0] * 20)
+    found = samples_of_all(shrink, [SCHEDULE, full], TABLE, SHAPE, (1.0, 0.5, 0.25))
+    assert set(found[0.5].t) == set(NARROW) and len(found[0.5].t) == 12 * TRAJECTORIES
+    # All of its own share, and again along the trajectories at full width.
+    wide = Counter(found[1.0].t.tolist())
+    assert set(wide) == set(SCHEDULE.timesteps) and len(found[1.0].t) == 8 * TRAJECTORIES + 192
+    assert min(wide[t] for t in WIDE) == TRAJECTORIES + 9 and max(wide[t] for t in NARROW) == 10
+    np.testing.assert_array_equal(found[0.25].t, samples()[0.25].t)
 
 
 def test_bad_arguments_are_refused():

@@ -323,6 +323,8 @@ BAD = [
     (["export", "run", "tflite", "--serving", "b"], 2, "`kind` (='tflite') must be savedmodel"),
     (["export", "run", "savedmodel", "--serving", "b", "--quantize", "float16"], 2, "quantize"),
     (["export", "run", "savedmodel", "--serving", "b", "--overwrite"], 2, "--overwrite"),
+    (["export", "run", "savedmodel", "--serving", "b", "--sparsity", "0.7"], 2, "`--sparsity` bel"),
+    (["export", "run", "savedmodel", "--serving", "b", "--batch", "2"], 2, "`--batch` belongs"),
     (["export", "run", "savedmodel", "-o", "a", "--label", "stable"], 2, "`--label` belongs"),
     (["export", "run", "savedmodel", "-o", "a", "--batch-sampler"], 2, "`--batch-sampler` belongs"),
 ]

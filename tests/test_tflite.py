@@ -252,7 +252,8 @@ def test_a_fixed_batch_gives_the_same_images_at_any_batch_size(unet, fixed_bundl
     expected = DiffusionModel(unet, TABLE).sample(schedule, 7, seed=5)
     assert expected.std() > 40
     sampler = EdgeSampler(Bundle.load(fixed_bundle))
-    for batch_size in (1, BATCH, 5, 7):
+    assert sampler.default_batch == BATCH
+    for batch_size in (None, 1, BATCH, 5, 7):
         images = sampler.sample(7, 5, batch_size=batch_size)
         assert images.shape == (7, 8, 8, 1)
         assert np.abs(images.astype(int) - expected).max() <= 1, batch_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -81,7 +82,9 @@ def export(
 ) -> None:
     """Export every width: SavedModel, TFLite, or the bundle for `ddsm-edge`."""
     tuning = {"optimize_steps": optimize_steps, "sparsity": sparsity, "clusters": clusters}
-    _check_export(kind, out, quantize, overwrite, bool(added or optimize or batch), serving)
+    of_out = {"overwrite": overwrite, "add_schedule": added, "batch": batch, "optimize": optimize}
+    _check_place(kind, out, quantize, {**of_out, **tuning}, serving)
+    _check_out(run, out)
     opened = open_run(run)
     unet, chosen = opened.load_unet(), opened.schedule(schedule)
     if out is None:
@@ -111,38 +114,39 @@ def export(
     click.echo(path)
 
 
-def _check_export(
-    kind: str,
-    out: str | None,
-    quantize: str,
-    overwrite: bool,
-    for_devices: bool,
-    serving: dict[str, Any],
+def _check_place(
+    kind: str, out: str | None, quantize: str, of_out: dict[str, Any], of_serving: dict[str, Any]
 ) -> None:
     """Raise `InputError` unless -o or --serving is given, with the options that belong to it."""
-    if (out is None) == (serving["serving"] is None):
+    if (out is None) == (of_serving["serving"] is None):
         raise InputError("`-o` or `--serving` must be given, and not both")
-    if out is not None:
-        extra = [name for name, value in serving.items() if value]
-        if extra:
-            raise InputError(f"`--{extra[0].replace('_', '-')}` belongs to --serving, not to -o")
-        return
-    if kind != "savedmodel":
+    owner, other, foreign = ("-o", "--serving", of_serving)
+    if out is None:
+        owner, other, foreign = ("--serving", "-o", of_out)
+    for name, value in foreign.items():
+        if value:
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"`{option}` belongs to {other}, not to {owner}")
+    if out is None and kind != "savedmodel":
         raise invalid("kind", kind, "must be savedmodel with --serving")
-    if quantize != "none":
+    if out is None and quantize != "none":
         raise invalid("quantize", quantize, "must be none with --serving; the server runs float32")
-    if for_devices:
-        raise InputError(
-            "`--add-schedule`, `--batch` and `--optimize` belong to -o, not to --serving"
-        )
-    if overwrite:
-        raise InputError("`--overwrite` belongs to -o; --serving adds a version beside the others")
+
+
+def _check_out(run: str, out: str | None) -> None:
+    """Raise `InputError` where --overwrite would take the run itself away."""
+    if out is not None and Path(run).resolve().is_relative_to(Path(out).resolve()):
+        raise invalid("-o", out, "is the run, or holds it; name a folder of its own")
 
 
 def _named_schedules(run: Any, texts: tuple[str, ...]) -> dict[str, Any]:
     """The schedules of `NAME=FILE` texts."""
-    pairs = [text.partition("=") for text in texts]
-    for text, (name, _, choice) in zip(texts, pairs, strict=True):
+    choices: dict[str, str] = {}
+    for text in texts:
+        name, _, choice = text.partition("=")
         if not name or not choice:
             raise invalid("--add-schedule", text, "must be NAME=FILE or NAME=uniform:W")
-    return {name: run.schedule(choice) for name, _, choice in pairs}
+        if name in choices:
+            raise invalid("--add-schedule", text, "must not give a name twice")
+        choices[name] = choice
+    return {name: run.schedule(choice) for name, choice in choices.items()}

@@ -95,7 +95,7 @@ class Recipe(NamedTuple):
     """A narrow network's file as pieces: numbers of literal bytes, and slices."""
 
     pieces: tuple[int | Slice, ...]
-    literal: bytes
+    literal: bytes | memoryview
 
     def to_bytes(self) -> bytes:
         """The content of a `.slices` file."""
@@ -194,7 +194,7 @@ def _to_json(piece: Slice) -> list[Any]:
     return [piece.start, piece.item, axes]
 
 
-def _inflate(data: bytes, limit: int) -> tuple[bytes, bytes]:
+def _inflate(data: bytes, limit: int) -> tuple[bytes, memoryview]:
     """The JSON line and the literal bytes, at most `limit` bytes in all."""
     stream = zlib.decompressobj()
     try:
@@ -206,7 +206,8 @@ def _inflate(data: bytes, limit: int) -> tuple[bytes, bytes]:
     end = content.find(b"\n", 0, MAX_HEADER_BYTES)
     if end < 0:
         raise InputError("must begin with a line of JSON")
-    return content[:end], content[end + 1 :]
+    # Not a copy: an integer network's literals are as large as its file.
+    return content[:end], memoryview(content)[end + 1 :]
 
 
 def _parse_pieces(line: bytes) -> tuple[int | Slice, ...]:

@@ -80,11 +80,11 @@ def benchmark_schedule(
         on_pair: called after each pair, the first included.
 
     Returns:
-        `steps`, `width_counts`; as shares of full width: `macs_ratio` (None where the bundle has no
-        MACs), `predicted_time_ratio` (from the medians), and under `measured` the medians over
-        pairs of short trajectories: their `steps`, `time_ratio`, `spread` (between the quartiles)
-        and the `predicted_time_ratio` of just these steps; `time_saved` and `macs_saved`, the
-        rest to 1, with time as measured.
+        `steps`, `width_counts`; as shares of full width: `macs_ratio`, `predicted_time_ratio`
+        (from the medians), and under `measured` the medians over pairs of short trajectories:
+        their `steps`, `time_ratio`, `spread` (between the quartiles) and the
+        `predicted_time_ratio` of just these steps; `time_saved` and `macs_saved`, the rest to 1,
+        with time as measured.
     """
     short = shortened(schedule, SHORT_STEPS)
     ratios = _time_ratios(sampler, short, batch, pairs, on_pair)
@@ -94,7 +94,7 @@ def benchmark_schedule(
         "steps": len(schedule),
         "width_counts": {str(width): n for width, n in schedule.width_counts().items()},
         "macs_ratio": macs_ratio,
-        "macs_saved": None if macs_ratio is None else 1.0 - macs_ratio,
+        "macs_saved": 1.0 - macs_ratio,
         "predicted_time_ratio": cost_fraction(schedule, medians),
         "time_saved": 1.0 - ratio,
         "measured": {
@@ -150,10 +150,10 @@ def benchmark_memory(
     }
 
 
-def macs_fraction(networks: Mapping[float, Any], schedule: StepSchedule) -> float | None:
-    """A schedule's MACs as a share of full width's; None where the bundle has no MACs."""
+def macs_fraction(networks: Mapping[float, Any], schedule: StepSchedule) -> float:
+    """A schedule's MACs as a share of full width's."""
     macs = {width: network.macs for width, network in networks.items()}
-    return None if None in macs.values() else cost_fraction(schedule, macs)
+    return cost_fraction(schedule, macs)
 
 
 def shortened(schedule: StepSchedule, steps: int) -> StepSchedule:

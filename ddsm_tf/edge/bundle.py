@@ -99,9 +99,10 @@ class Bundle(Manifest):
         check_listing(self.folder, [MANIFEST, *self.files])
         for file in self.files.values():
             file.check(self.folder)
-        for network in self.networks.values():
+        for width, network in self.networks.items():
+            # A recipe may be whole and still give another network than the manifest's.
             if network.slices_of:
-                self._recipe(network)
+                self.tflite(width)
 
     def _recipe(self, network: StoredNetwork) -> Recipe:
         data = network.file.read(self.folder)

@@ -8,7 +8,6 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from ddsm_tf.console import DONE, run_safely, without_stderr
@@ -25,7 +24,7 @@ from ddsm_tf.errors import InputError
 from ddsm_tf.files import atomic_folder
 from ddsm_tf.images import check_image_path, save_images
 from ddsm_tf.latency import WARM_UP
-from ddsm_tf.schedule import StepSchedule
+from ddsm_tf.schedule import StepSchedule, width_name
 
 PROGRAM = "ddsm-edge"
 
@@ -61,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("-n", dest="count", type=_count, default=16, help="images (16)")
     sample.add_argument("--seed", type=_seed, default=0, help="fixes the images (0)")
     sample.add_argument("-o", dest="out", required=True, metavar="FILE.png|FILE.npy")
-    sample.add_argument("--batch", type=_count, default=16, help="images at a time (16)")
+    sample.add_argument("--batch", type=_count, help="images at a time (the bundle's, or 16)")
     _running(sample)
 
     info = _command(commands, "info", _info, "check a bundle and print what it holds")
@@ -72,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     unpack.add_argument("--overwrite", action="store_true", help="replace what is there")
 
     timing = _command(commands, "benchmark", _benchmark, "measure time and memory on this device")
-    timing.add_argument("--batch", type=_count, default=1, help="images a step (1)")
+    timing.add_argument("--batch", type=_count, help="images a step (the bundle's, or 1)")
     timing.add_argument("--rounds", type=_count, default=30, help="timed steps a width (30)")
     timing.add_argument("--json", action="store_true", help="print one JSON object")
     _running(timing)
@@ -117,13 +116,14 @@ def _integer(text: str, least: int) -> int:
 def _sample(options: argparse.Namespace) -> None:
     check_image_path(options.out)
     sampler, schedule = _open(options)
-    bar = _Bar(len(schedule) * math.ceil(options.count / options.batch))
-    _load_first(sampler, schedule, min(options.batch, options.count))
+    batch = options.batch or sampler.default_batch
+    bar = _Bar(len(schedule) * math.ceil(options.count / batch))
+    _load_first(sampler, schedule, min(batch, options.count))
     images = sampler.sample(
         options.count,
         options.seed,
         schedule=schedule,
-        batch_size=options.batch,
+        batch_size=batch,
         on_step=lambda step: bar.update(),
     )
     save_images(images, options.out)
@@ -146,9 +146,8 @@ def _info(options: argparse.Namespace) -> None:
     bundle = Bundle.load(options.bundle)
     schedule = bundle.schedule
     networks = {f"{width:g}": network for width, network in bundle.networks.items()}
-    stored = {key: (bundle.folder / n.file.name).stat().st_size for key, n in networks.items()}
+    stored = {key: network.file.bytes for key, network in networks.items()}
     content = {
-        "version": bundle.version,
         "image_shape": list(bundle.image_shape),
         "train_timesteps": bundle.noise_table.train_timesteps,
         "quantize": bundle.quantize,
@@ -161,39 +160,38 @@ def _info(options: argparse.Namespace) -> None:
             name: f"{len(each)} {each.sampler} steps" for name, each in bundle.schedules.items()
         },
         "file_bytes": stored,
-        "network_bytes": {key: n.plain.bytes or stored[key] for key, n in networks.items()},
+        "network_bytes": {key: n.plain.bytes for key, n in networks.items()},
         "provenance": dict(bundle.provenance),
     }
     _print(content, options.json)
 
 
-def _macs_saved(bundle: Bundle, schedule: StepSchedule) -> float | None:
-    share = macs_fraction(bundle.networks, schedule)
-    return None if share is None else round(1.0 - share, 4)
+def _macs_saved(bundle: Bundle, schedule: StepSchedule) -> float:
+    return round(1.0 - macs_fraction(bundle.networks, schedule), 4)
 
 
 def _unpack(options: argparse.Namespace) -> None:
     bundle = Bundle.load(options.bundle)
     with atomic_folder(options.out, overwrite=options.overwrite) as folder:
-        for width, network in bundle.networks.items():
-            name = Path(network.file.name).with_suffix(".tflite").name
-            (folder / name).write_bytes(bundle.tflite(width))
+        for width in bundle.widths:
+            (folder / f"{width_name(width)}.tflite").write_bytes(bundle.tflite(width))
     print(options.out)
 
 
 def _benchmark(options: argparse.Namespace) -> None:
     sampler, schedule = _open(options)
+    batch = options.batch or sampler.bundle.batch or 1
     pairs = max(3, options.rounds // 6)
     bar = _Bar(WARM_UP + options.rounds + pairs + 1 + len(sampler.bundle.widths) + 1)
-    _load_first(sampler, schedule, options.batch)
-    result = benchmark(sampler, batch=options.batch, rounds=options.rounds, on_round=bar.update)
+    # While this process holds no network yet, for a small device has no room for both.
+    memory = benchmark_memory(sampler, schedule, batch=batch, on_process=bar.update)
+    _load_first(sampler, schedule, batch)
+    result = benchmark(sampler, batch=batch, rounds=options.rounds, on_round=bar.update)
     medians = {float(width): row["median_ms"] for width, row in result["widths"].items()}
     result["schedule"] = benchmark_schedule(
-        sampler, schedule, medians, batch=options.batch, pairs=pairs, on_pair=bar.update
+        sampler, schedule, medians, batch=batch, pairs=pairs, on_pair=bar.update
     )
-    result["peak_memory_mb"] = benchmark_memory(
-        sampler, schedule, batch=options.batch, on_process=bar.update
-    )
+    result["peak_memory_mb"] = memory
     if options.json:
         _print(result, as_json=True)
     else:
@@ -208,11 +206,10 @@ def _describe(result: Mapping[str, Any]) -> list[str]:
         for width, times in result["widths"].items()
     ]
     measured = schedule["measured"]
-    saved = schedule["macs_saved"]
     lines += [
         f"schedule of {schedule['steps']} steps against full width: "
         f"{schedule['time_saved']:.1%} of the time saved, "
-        f"{'unknown' if saved is None else f'{saved:.1%}'} of the MACs",
+        f"{schedule['macs_saved']:.1%} of the MACs",
         f"time ratio {measured['time_ratio']:.3f} ± {measured['spread']:.3f} over "
         f"{measured['pairs']} pairs of {measured['steps']} steps; "
         f"{measured['predicted_time_ratio']:.3f} predicted from the widths' medians",

@@ -25,19 +25,19 @@ class StoredFile(NamedTuple):
 
     Attributes:
         name: of the file, in the bundle's folder.
-        bytes: its size; None where the manifest does not tell.
+        bytes: its size.
         sha256: 64 hexadecimal digits.
     """
 
     name: str
-    bytes: int | None
+    bytes: int
     sha256: str
 
     def open(self, folder: Path) -> BinaryIO:
         """The file for reading, if it is a regular file of the right size."""
         file = open_regular(folder / self.name)
         size = os.fstat(file.fileno()).st_size
-        if self.bytes not in (None, size) or size > MAX_FILE_BYTES:
+        if size != self.bytes:
             file.close()
             raise self._changed()
         return file

@@ -14,7 +14,7 @@ Version 2 is a JSON object with these keys:
 - `provenance`: texts and numbers that say where the weights come from;
 - `manifest_sha256`: the SHA-256 of the manifest itself with these 64 digits replaced by zeros.
 
-Version 1 had a TFLite file for each width, one schedule, and no sizes. It is still read.
+There was a version 1 before any release; it is not read.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ FORMAT = "ddsm-bundle"
 VERSION = 2
 MANIFEST = "manifest.json"
 DEFAULT = "default"
-# The noise table and schedules of 100,000 timesteps take about 4 MB.
-MAX_MANIFEST_BYTES = 32 * 2**20
+# The noise table and schedules of 100,000 timesteps take about 4 MB; parsing, 25 times as much.
+MAX_MANIFEST_BYTES = 8 * 2**20
 MAX_WIDTHS = 64
 MAX_IMAGE_VALUES = 2**24
 MAX_NOTES = 64
 NO_DIGEST = "0" * 64
 
-_KEYS_1 = {"image_shape", "value_range", "quantize", "noise_table", "schedule", "widths", "sha256"}
-_KEYS_2 = _KEYS_1 | {"batch", "schedules", "networks", "bytes", "provenance", "manifest_sha256"}
+_KEYS = {"image_shape", "value_range", "quantize", "batch", "noise_table", "schedule", "schedules"}
+_KEYS |= {"widths", "networks", "bytes", "sha256", "provenance", "manifest_sha256"}
 
 # A name that means the same on every system: no folder, no hidden file, no other alphabet.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
@@ -62,14 +62,14 @@ class StoredNetwork:
         plain: size and digest of its TFLite file; the same as `file` where that is stored.
         slices_of: the file of the widest network, which the recipe `file` takes slices of; None for
             a TFLite file.
-        macs: multiply-accumulates of one image; None in bundles of version 1.
+        macs: multiply-accumulates of one image.
     """
 
     width: float
     file: StoredFile
     plain: StoredFile
-    slices_of: StoredFile | None = None
-    macs: int | None = None
+    slices_of: StoredFile | None
+    macs: int
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,6 @@ class Manifest:
     """A manifest that keeps the rules; see the module's description.
 
     Attributes:
-        version: of the bundle's format.
         image_shape: (H, W, C).
         quantize: how the networks were quantised.
         batch: images that the networks take at once; None for any number.
@@ -88,7 +87,6 @@ class Manifest:
         provenance: where the weights come from, for people to read.
     """
 
-    version: int
     image_shape: tuple[int, int, int]
     quantize: str
     batch: int | None
@@ -108,18 +106,16 @@ def sealed(manifest: Mapping[str, Any]) -> bytes:
 
 
 def parse_manifest(data: bytes) -> Manifest:
-    """Read a manifest of either version.
+    """Read a manifest.
 
     Raises:
         InputError: it is broken, of an unknown version, or breaks a rule.
     """
     value = _load(data)
     try:
-        if isinstance(value, dict) and type(value.get("version")) is int and value["version"] == 1:
-            return _version_1(check_keys(value, format=FORMAT, version=1, required=_KEYS_1))
-        fields = check_keys(value, format=FORMAT, version=VERSION, required=_KEYS_2)
+        fields = check_keys(value, format=FORMAT, version=VERSION, required=_KEYS)
         _check_seal(data, fields["manifest_sha256"])
-        return _version_2(fields)
+        return _manifest(fields)
     # Values may be nested so deep that an error message cannot show them.
     except RecursionError as error:
         raise invalid("manifest", MANIFEST, "is nested too deeply") from error
@@ -155,43 +151,23 @@ def _check_seal(data: bytes, digest: Any) -> None:
         raise invalid("manifest_sha256", digest, rule)
 
 
-def _version_1(fields: Mapping[str, Any]) -> Manifest:
+def _manifest(fields: Mapping[str, Any]) -> Manifest:
     widths = _widths(fields["widths"])
-    digests = _digests(fields["sha256"], set(widths.values()))
-    files = {name: StoredFile(name, None, digest) for name, digest in digests.items()}
-    networks = {w: StoredNetwork(w, files[name], files[name]) for w, name in widths.items()}
-    return _manifest(1, fields, files, networks)
-
-
-def _version_2(fields: Mapping[str, Any]) -> Manifest:
-    widths = _widths(fields["widths"])
-    digests = _digests(fields["sha256"], set(widths.values()))
-    sizes = _mapping("bytes", fields["bytes"], set(digests))
-    files = {name: StoredFile(name, _size(sizes[name]), digest) for name, digest in digests.items()}
-    return _manifest(2, fields, files, _networks(fields["networks"], widths, files))
-
-
-def _manifest(
-    version: int,
-    fields: Mapping[str, Any],
-    files: Mapping[str, StoredFile],
-    networks: Mapping[float, StoredNetwork],
-) -> Manifest:
+    files = _files(fields, set(widths.values()))
     if fields["value_range"] != [-1.0, 1.0]:
         raise invalid("value_range", fields["value_range"], "must be [-1.0, 1.0]")
     manifest = Manifest(
-        version=version,
         image_shape=_image_shape(fields["image_shape"]),
         quantize=_text("quantize", fields["quantize"]),
-        batch=_batch(fields.get("batch")),
+        batch=_batch(fields["batch"]),
         noise_table=_noise_table(fields["noise_table"]),
-        schedules=_schedules(fields["schedule"], fields.get("schedules", {})),
+        schedules=_schedules(fields["schedule"], fields["schedules"]),
         files=files,
-        networks=networks,
-        provenance=_provenance(fields.get("provenance", {})),
+        networks=_networks(fields["networks"], widths, files),
+        provenance=_provenance(fields["provenance"]),
     )
     for schedule in manifest.schedules.values():
-        schedule.check_model(networks, manifest.noise_table.train_timesteps)
+        schedule.check_model(manifest.networks, manifest.noise_table.train_timesteps)
     return manifest
 
 
@@ -268,7 +244,9 @@ def _provenance(value: Any) -> dict[str, str | int | float]:
 
 
 def _note(key: str, value: Any) -> str | int | float:
-    if type(value) in (int, float) and math.isfinite(value):
+    if type(value) is int and abs(value) < 2**63:
+        return value
+    if type(value) is float and math.isfinite(value):
         return value
     return _text(f"provenance.{key}", value)
 
@@ -295,9 +273,13 @@ def _image_shape(value: Any) -> tuple[int, int, int]:
     return tuple(value)
 
 
-def _digests(value: Any, names: set[str]) -> dict[str, str]:
-    value = _mapping("sha256", value, names)
-    return {name: _check_digest("sha256", value[name]) for name in sorted(names)}
+def _files(fields: Mapping[str, Any], names: set[str]) -> dict[str, StoredFile]:
+    digests = _mapping("sha256", fields["sha256"], names)
+    sizes = _mapping("bytes", fields["bytes"], names)
+    return {
+        name: StoredFile(name, _size(sizes[name]), _check_digest("sha256", digests[name]))
+        for name in sorted(names)
+    }
 
 
 def _mapping(argument: str, value: Any, names: set[str]) -> Mapping[str, Any]:

@@ -38,11 +38,17 @@ def peak_memory(
         the system does not tell.
 
     Raises:
-        ForeseenFailure: the process failed, for lack of memory perhaps.
+        ForeseenFailure: the process failed or was killed, for lack of memory perhaps.
     """
     order = [str(bundle.folder), list(widths), batch, threads, max_resident]
-    command = [sys.executable, "-m", "ddsm_tf.edge.memory", json.dumps(order)]
+    # -P: a module that lies beside a stranger's bundle must not be imported.
+    command = [sys.executable, "-P", "-m", "ddsm_tf.edge.memory", json.dumps(order)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode < 0:
+        raise ForeseenFailure(
+            f"the process whose memory is measured was killed by signal {-done.returncode}, for "
+            "lack of memory perhaps; make `max_resident` or `batch` smaller"
+        )
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise ForeseenFailure(f"the process whose memory is measured failed: {reason}")

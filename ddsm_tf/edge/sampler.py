@@ -13,6 +13,8 @@ from ddsm_tf.errors import invalid
 from ddsm_tf.sampling import sample_images
 from ddsm_tf.schedule import StepSchedule
 
+DEFAULT_BATCH = 16
+
 
 class EdgeSampler:
     """Samples images from a bundle; each width's network loads when a step first needs it.
@@ -78,13 +80,18 @@ class EdgeSampler:
         content = bundle.tflite(width)
         return Network(content, name, bundle.image_shape, self.threads, bundle.batch)
 
+    @property
+    def default_batch(self) -> int:
+        """Images at a time where nobody says: the bundle's fixed batch, or 16."""
+        return self.bundle.batch or DEFAULT_BATCH
+
     def sample(
         self,
         count: int,
         seed: int = 0,
         *,
         schedule: StepSchedule | None = None,
-        batch_size: int = 16,
+        batch_size: int | None = None,
         on_step: Callable[[int], None] | None = None,
     ) -> np.ndarray:
         """Sample images: those of `DiffusionModel.sample` with the same schedule and seed.
@@ -93,7 +100,8 @@ class EdgeSampler:
             count: number of images N.
             seed: image i depends on seed and i only.
             schedule: None takes the bundle's default; others are in `bundle.schedules`.
-            batch_size: images at a time; 1 needs the least memory.
+            batch_size: images at a time; 1 needs the least memory. None takes the bundle's fixed
+                batch, or 16.
             on_step: called after every step of every batch with the step's index.
 
         Returns:
@@ -111,6 +119,6 @@ class EdgeSampler:
             self.bundle.image_shape,
             count,
             seed=seed,
-            batch_size=batch_size,
+            batch_size=batch_size or self.default_batch,
             on_step=on_step,
         )

@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from ddsm_tf.errors import ForeseenFailure, InputError, invalid
-from ddsm_tf.schedule import StepSchedule
+from ddsm_tf.schedule import StepSchedule, width_name
 from ddsm_tf.serving.arguments import check_integer, check_model, check_target, finite_rows
 from ddsm_tf.serving.calls import (
     CallFailed,
@@ -32,7 +32,7 @@ REFUSED = ("INVALID_ARGUMENT", "FAILED_PRECONDITION", "OUT_OF_RANGE")
 
 def denoiser_model(model: str, width: float) -> str:
     """The name under which a sampler's denoiser of one width is served: `ddsm_unet_0_5`."""
-    return f"{model}_unet_{str(float(width)).replace('.', '_')}"
+    return f"{model}_{width_name(width)}"
 
 
 def schedule_inputs(schedule: StepSchedule, count: int, seed: int) -> dict[str, np.ndarray]:
