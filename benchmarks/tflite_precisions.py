@@ -370,7 +370,7 @@ def _cells(result: Mapping[str, Any], width: str, name: str, file: Mapping) -> I
         yield f"{times[width][name]['median_ms']:.2f} ± {times[width][name]['spread_ms']:.2f}"
     error = result["error"][width][name] if "error" in result else {}
     for late in (False, True):
-        chosen = [value for t, value in error.items() if (t < LATE) == late]
+        chosen = [value for t, value in error.items() if (int(t) < LATE) == late]
         yield f"{_rms(np.array(chosen)):.4f}" if chosen else ""
     left_over = sum(file["left_over"].values())
     yield f"{file['partitions']}" + (f" + {left_over} operators" if left_over else "")

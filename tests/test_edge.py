@@ -104,11 +104,10 @@ def test_only_the_widths_of_the_schedule_are_loaded_and_when_they_are_needed(bun
 
 def test_one_network_at_a_time_gives_the_same_images(bundle, monkeypatch):
     loaded, schedule = [], StepSchedule((900, 700, 500, 100), (0.5, 1.0, 1.0, 0.5))
-    tflite = Bundle.tflite
+    sampler, tflite = EdgeSampler(Bundle.load(bundle), max_resident=1), Bundle.tflite
     monkeypatch.setattr(
         Bundle, "tflite", lambda self, width: loaded.append(width) or tflite(self, width)
     )
-    sampler = EdgeSampler(Bundle.load(bundle), max_resident=1)
     seen = []
     images = sampler.sample(
         2, 3, schedule=schedule, on_step=lambda step: seen.append(sampler.resident)
