@@ -63,17 +63,27 @@ def atomic_folder(path: str | os.PathLike, *, overwrite: bool = False) -> Iterat
         for file in temporary.rglob("*"):
             if file.is_file():
                 _sync(file)
-        if path.exists():
+        if overwrite and path.exists():
             # No folder can be replaced in one step: the old one keeps a name till the new stands.
             retired = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-old-"))
             path.replace(retired / path.name)
             temporary.replace(path)
             shutil.rmtree(retired)
         else:
-            temporary.replace(path)
+            _rename_to_new(temporary, path)
         _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _rename_to_new(temporary: Path, path: Path) -> None:
+    try:
+        temporary.replace(path)
+    except OSError as error:
+        if path.exists():
+            rule = "was made by somebody else in the meantime; choose another name"
+            raise invalid("out", str(path), rule) from error
+        raise
 
 
 def write_json(path: str | os.PathLike, value: Any, *, overwrite: bool = True) -> None:

@@ -18,8 +18,8 @@ from ddsm_tf.sampling import StepCoefficients, ddim_step, ddpm_step, step_coeffi
 from ddsm_tf.schedule import SAMPLERS, VARIANCES, StepSchedule
 from ddsm_tf.seeds import box_muller, counter_of, philox, split
 
-MAX_COUNT = 65_536
-"""Images of one request, at most: a number mistyped must not take the server's memory."""
+MAX_IMAGES = 1024
+"""Of one request: a number mistyped must not take the server's memory."""
 
 Draw = Callable[[tf.Tensor], tf.Tensor]
 """How often noise was drawn before, int32 scalar → standard normal noise, float32 (N, H, W, C)."""
@@ -76,6 +76,7 @@ class SamplerGraph:
                 self.sample_schedule,
                 {
                     "seed": one,
+                    "first": one,
                     "count": one,
                     "timesteps": tf.TensorSpec((None,), tf.int32),
                     "widths": tf.TensorSpec((None,), tf.float32),
@@ -89,7 +90,7 @@ class SamplerGraph:
 
     def sample(self, seed: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
         """Images 0 … count - 1 of a seed, both int64 scalars; uint8 (count, H, W, C)."""
-        return self.sample_images(*_every_image(seed, count))
+        return self.sample_images(*_images_from(seed, tf.constant(0, tf.int64), count))
 
     def sample_images(self, seed: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
         """Image `index[n]` of `seed[n]`, int64 (N,) each; uint8 (N, H, W, C)."""
@@ -103,13 +104,15 @@ class SamplerGraph:
         steps = self._default_steps()
         needed = 1 + sum(bool(row.x_from_noise) for row in self._rows())
         message = f"`noise` must have {needed} draws for this schedule: (N, {needed}, H, W, C)"
-        with tf.control_dependencies(_check(tf.shape(noise)[1] == needed, message)):
+        checks = [*_check(tf.shape(noise)[1] == needed, message), *_check_rows("noise", noise)]
+        with tf.control_dependencies(checks):
             noise = tf.identity(noise)
         return self._run(steps, lambda draw: tf.gather(noise, draw, axis=1))
 
     def sample_schedule(
         self,
         seed: tf.Tensor,
+        first: tf.Tensor,
         count: tf.Tensor,
         timesteps: tf.Tensor,
         widths: tf.Tensor,
@@ -117,7 +120,10 @@ class SamplerGraph:
         eta: tf.Tensor,
         variance: tf.Tensor,
     ) -> tf.Tensor:
-        """As `sample` with a schedule of the caller's own, the fields of a `StepSchedule`."""
+        """Images first … first + count - 1 of a seed, with a schedule of the caller's own.
+
+        The other inputs are the fields of a `StepSchedule`.
+        """
         known = tf.constant(list(self.denoisers), tf.float32)
         apart = tf.abs(widths[:, None] - known[None, :])
         checks = [
@@ -131,7 +137,7 @@ class SamplerGraph:
             timesteps = tf.identity(timesteps)
         rows = self._coefficients(timesteps, sampler, eta, variance)
         steps = _steps(timesteps, tf.argmin(apart, axis=1, output_type=tf.int32), rows)
-        return self._run(steps, self._seeded(*_every_image(seed, count)))
+        return self._run(steps, self._seeded(*_images_from(seed, first, count)))
 
     def _schedule_checks(self, timesteps, widths, sampler, eta, variance) -> list[tf.Operation]:
         table = self.noise_table.train_timesteps
@@ -177,6 +183,7 @@ class SamplerGraph:
         checks = [
             *_check(tf.reduce_all(seed >= 0), "`seed` must lie in [0, 2**63)"),
             *_check(tf.reduce_all(index >= 0), "`index` must be 0 or more"),
+            *_check_rows("index", index),
         ]
         with tf.control_dependencies(checks):
             key = split(tf.cast(seed, tf.uint64)[:, None])
@@ -221,11 +228,18 @@ def _steps(timesteps: tf.Tensor, branches: tf.Tensor, rows: tf.Tensor) -> Steps:
     return Steps(timesteps, branches, rows, draws)
 
 
-def _every_image(seed: tf.Tensor, count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    rule = f"`count` must lie in [1, {MAX_COUNT}]"
-    with tf.control_dependencies(_check((count >= 1) & (count <= MAX_COUNT), rule)):
-        index = tf.range(count)
+def _images_from(
+    seed: tf.Tensor, first: tf.Tensor, count: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    rule = f"`count` must lie in [1, {MAX_IMAGES}]; ask for more in several requests"
+    with tf.control_dependencies(_check((count >= 1) & (count <= MAX_IMAGES), rule)):
+        index = first + tf.range(count)
     return tf.fill(tf.shape(index), seed), index
+
+
+def _check_rows(name: str, rows: tf.Tensor) -> list[tf.Operation]:
+    rule = f"`{name}` must have at most {MAX_IMAGES} rows; ask for more in several requests"
+    return _check(tf.shape(rows)[0] <= MAX_IMAGES, rule)
 
 
 def _among(text: tf.Tensor, choices: Sequence[str]) -> tf.Tensor:

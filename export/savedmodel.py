@@ -59,8 +59,11 @@ def write_sampler(
       server may join the rows of several requests.
     - `sample_noise`: `noise`, float32 (N, D, H, W, C) with D draws: x_T and one for each step that
       adds noise.
-    - `sample_schedule`: `seed`, `count`, and the fields of a schedule: `timesteps` int32 (S,),
-      `widths` float32 (S,), `sampler` and `variance` text, `eta` float32.
+    - `sample_schedule`: `seed`, `first` (index of the first image) and `count`, int64 scalars, and
+      the fields of a schedule: `timesteps` int32 (S,), `widths` float32 (S,), `sampler` and
+      `variance` text, `eta` float32.
+
+    A request may ask for at most `MAX_IMAGES` images.
 
     Args:
         unet: the trained `SlimmableUNet`.

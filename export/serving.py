@@ -12,9 +12,7 @@ from typing import Any
 from ddsm_tf.errors import invalid
 from ddsm_tf.export.savedmodel import VERSION, write_sampler, write_savedmodels
 from ddsm_tf.export.serving_files import (
-    DEFAULT_MOUNT,
     ModelsConfig,
-    check_mount,
     write_missing_files,
     write_model_batching,
 )
@@ -52,7 +50,8 @@ def write_serving(
         model: name of the sampler; the denoisers' begin with it.
         label: that the version gets, taken from the one that has it; "stable" for the first version
             and "canary" for later ones if left out.
-        mount: where the server sees `folder`; if left out, as before, and "/models" at first.
+        mount: where the server sees `folder`; if left out, as before, and "/models" at first. Once
+            written it can be changed by hand only.
         batch_sampler: let the server join the rows of several requests for samples. The signatures
             with scalar inputs (`sample`, `sample_schedule`) are then refused by the server.
 
@@ -68,10 +67,9 @@ def write_serving(
     if folder.exists() and not folder.is_dir():
         raise invalid("serving", str(folder), "is a file, not a folder")
     config = ModelsConfig(folder)
-    mount = (mount or config.mount(model) or DEFAULT_MOUNT).rstrip("/")
-    check_mount(mount)
-    label = label or config.next_label(model)
     names = [model, *(denoiser_model(model, width) for width in unet.widths)]
+    mount = config.choose_mount(mount, names)
+    label = label or config.next_label(model)
     config.check(names)
     version = next_version(folder, names)
     with ExitStack() as stack:
@@ -79,6 +77,9 @@ def write_serving(
         paths = [stack.enter_context(atomic_folder(folder / n / str(version))) for n in names]
         _write_sampler(paths[0], model, unet, noise_table, schedule, batch_sampler)
         _write_denoisers(dict(zip(names[1:], paths[1:], strict=True)), unet)
+    # Read again: somebody may have moved a label in the meantime.
+    config = ModelsConfig(folder)
+    config.check(names)
     for name in names:
         config.add(name, mount, version, label)
     config.write()

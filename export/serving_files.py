@@ -64,10 +64,29 @@ class ModelsConfig:
         if self._config.HasField("custom_model_config"):
             raise invalid(MODELS, str(self.path), "must have a model_config_list")
 
-    def mount(self, model: str) -> str | None:
-        """Where the server sees the folder, as an earlier export of `model` wrote it."""
-        entry = self._find(model)
-        return posixpath.dirname(entry.base_path) if entry else None
+    def choose_mount(self, mount: str | None, models: Sequence[str]) -> str:
+        """Where the server sees the folder: as asked for, as earlier exports wrote it, or /models.
+
+        One base path that is not there keeps the server from reading the whole file again, so all
+        models that exports wrote must agree.
+
+        Args:
+            mount: what was asked for.
+            models: that are about to be written.
+
+        Raises:
+            InputError: `mount` is no such path, or the file says another.
+        """
+        # Other entries are somebody else's models, elsewhere.
+        own = [e for e in self._models if (self.path.parent / e.name).is_dir()]
+        own.sort(key=lambda entry: entry.name not in models)
+        known = posixpath.dirname(own[0].base_path) if own else None
+        chosen = (mount or known or DEFAULT_MOUNT).rstrip("/")
+        check_mount(chosen)
+        if known not in (None, chosen):
+            rule = f"differs from {known!r}, where {self.path} says that the server sees the models"
+            raise invalid("mount", mount, f"{rule}; leave it out, or change that file by hand")
+        return chosen
 
     def next_label(self, model: str) -> str:
         """ "stable" for the first version of a model, "canary" for those after it."""
@@ -125,7 +144,7 @@ def write_missing_files(folder: Path, model: str, mount: str) -> None:
     """Write the server's other files and the deployment files; one that is there is kept."""
     values = {
         "model": model,
-        "service": re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-") or "ddsm",
+        "service": _service_name(model),
         "mount": mount,
         "tensorflow": tf.__version__,
         "compose_arguments": _yaml_list(server_flags(mount), 6),
@@ -147,6 +166,12 @@ def check_mount(mount: str) -> None:
 
 def _template(name: str) -> str:
     return (resources.files("ddsm_tf.export") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _service_name(model: str) -> str:
+    """What Kubernetes takes as the name of a Service: it begins with a letter."""
+    name = re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-")
+    return name if name[0].isalpha() else f"ddsm-{name}"
 
 
 def _yaml_list(values: Sequence[str], indent: int) -> str:

@@ -41,10 +41,10 @@ class Status(Exception):
 class Version:
     """One version of a model, in a session of its own."""
 
-    def __init__(self, path):
-        # Unlike the server, without optimising the graph: that takes seconds for each signature.
+    def __init__(self, path, optimize):
+        # The server optimises the graph, which takes seconds for each signature.
         config = tf.compat.v1.ConfigProto()
-        config.graph_options.rewrite_options.disable_meta_optimizer = True
+        config.graph_options.rewrite_options.disable_meta_optimizer = not optimize
         self.session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
         with self.session.graph.as_default():
             meta = tf.compat.v1.saved_model.loader.load(self.session, ["serve"], str(path))
@@ -90,6 +90,7 @@ class LoopbackServer:
     """Serves `folder`/models.config, whose base paths must be true here, over gRPC and REST.
 
     Attributes:
+        optimize: whether graphs are optimised, as a server does.
         failures: so many of the next calls fail with UNAVAILABLE.
         delay: seconds that each call takes longer.
         batching: whether models with batching parameters refuse what cannot be batched.
@@ -97,7 +98,8 @@ class LoopbackServer:
         calls: all calls, failed ones too.
     """
 
-    def __init__(self, folder, max_receive_bytes=-1, grpc_port=0, rest_port=0):
+    def __init__(self, folder, max_receive_bytes=-1, grpc_port=0, rest_port=0, optimize=False):
+        self.optimize = optimize
         config = text_format.Parse(
             (Path(folder) / "models.config").read_text(),
             model_server_config_pb2.ModelServerConfig(),
@@ -158,7 +160,7 @@ class LoopbackServer:
         with self._lock:
             if (name, number) not in self._versions:
                 path = Path(self.models[name].base_path) / str(number)
-                self._versions[name, number] = Version(path)
+                self._versions[name, number] = Version(path, self.optimize)
         return self._versions[name, number]
 
     def predict(self, spec, signature, inputs):

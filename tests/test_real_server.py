@@ -54,7 +54,7 @@ def test_a_real_server(real_server, tiny_unet):
         wanted = {"sample", "sample_images", "sample_noise", "sample_schedule", "serving_default"}
         assert wanted <= set(client.signatures())
         images = client.sample(7, SEED, batch_size=3)
-        np.testing.assert_array_equal(client.sample(2, SEED), images[:2])
+        assert share_within_one(client.sample(2, SEED), images[:2]) >= 0.999
         if "rest" in real_server:
             assert share_within_one(images, expected) >= 0.999
             assert client.denoise(np.ones((2, *SHAPE), np.float32), 5, 0.5).std() > 0

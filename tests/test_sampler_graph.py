@@ -139,6 +139,11 @@ def test_too_little_noise_and_too_many_images_are_refused(sampler):
     count = tf.constant(10**6, tf.int64)
     with pytest.raises(tf.errors.InvalidArgumentError, match="`count` must lie"):
         sampler["sample"](seed=tf.constant(0, tf.int64), count=count)
+    many = tf.zeros(1025, tf.int64)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="`index` must have at most 1024"):
+        sampler["sample_images"](seed=many, index=many)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="`noise` must have at most 1024"):
+        sampler["sample_noise"](noise=tf.zeros((1025, 10, *SHAPE)))
     with pytest.raises(tf.errors.InvalidArgumentError, match="`index` must be"):
         sampler["sample_images"](seed=tf.constant([0], tf.int64), index=tf.constant([-1], tf.int64))
 

@@ -1,12 +1,15 @@
 """The client of a model server, against a loopback implementation of the official protos."""
 
 import socket
+import socketserver
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
 import pytest
+import requests
 import tensorflow as tf
 from conftest import NOISY_SCHEDULE, run_command
 from loopback_server import LoopbackServer, check_batch
@@ -94,9 +97,10 @@ def test_noise_survives_every_transport_exactly(server, expected, transport):
 @BOTH
 def test_a_schedule_of_the_caller_s_own(server, model, transport):
     schedule = StepSchedule.uniform(0.5, even_timesteps(1000, 6), sampler="ddpm")
-    images = client_of(server, transport).sample_schedule(schedule, 3, SEED)
+    images = client_of(server, transport).sample_schedule(schedule, 3, SEED, batch_size=2)
     wanted = model.sample(schedule, 3, seed=SEED)
     assert share_within_one(images, wanted) >= 0.999
+    assert [signature for signature, _ in server.requests] == ["sample_schedule"] * 2
 
 
 @BOTH
@@ -262,6 +266,9 @@ def test_pauses_double_and_stop_at_the_deadline():
         ({"target": "localhost"}, "`target` .* must be HOST:PORT"),
         ({"target": "http://localhost:8501"}, "`target` .* must be HOST:PORT"),
         ({"target": "localhost:70000"}, "`target` .* must be HOST:PORT"),
+        ({"target": "a..b:80"}, "`target` .* must be HOST:PORT"),
+        ({"target": "..:80"}, "`target` .* must be HOST:PORT"),
+        ({"model": ".."}, "`model` .* behind a letter or digit"),
         ({"transport": "soap"}, "`transport` .* must be one of grpc, rest"),
         ({"version": 1, "label": "stable"}, "choose one"),
         ({"version": -1}, "`version` .* at least 0"),
@@ -285,6 +292,8 @@ def test_bad_arguments_of_its_methods():
         lambda: client.sample(1, batch_size=0),
         lambda: client.sample_from_noise(np.zeros((1, *SHAPE), np.float32)),
         lambda: client.sample_from_noise(np.zeros((1, 1, *SHAPE))),
+        lambda: client.sample_schedule(NOISY_SCHEDULE, 1, batch_size=0),
+        lambda: client.denoise(np.ones((2, *SHAPE), np.float32), np.arange(3), 1.0),
         lambda: client.denoise(np.full((1, *SHAPE), np.nan, np.float32), 0, 1.0),
     ):
         with pytest.raises(InputError):
@@ -355,6 +364,62 @@ def test_rest_does_not_need_tensorflow():
     )
 
 
+class Answer(socketserver.StreamRequestHandler):
+    """Answers one request with `content` and hangs up."""
+
+    content = b""
+
+    def handle(self):
+        while self.rfile.readline().strip():
+            pass
+        self.wfile.write(self.content)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n{", "INTERNAL: .*broke off|busy"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\n{", "broke off"),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}",
+            "does not answer as TensorFlow Serving",
+        ),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", "hello"),
+        (b'HTTP/1.1 429 X\r\nContent-Length: 16\r\n\r\n{"error": "full"}'[:-1], "busy"),
+        (b'HTTP/1.1 429 X\r\nContent-Length: 17\r\n\r\n{"error": "full"}', "too small: full"),
+        (b"no HTTP at all\r\n\r\n", "`target`"),
+    ],
+)
+def test_what_is_no_answer_is_one_clear_line(content, words):
+    handler = type("Handler", (Answer,), {"content": content})
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        target = f"127.0.0.1:{server.server_address[1]}"
+        client = ServingClient(target, transport="rest", retries=0, timeout=20)
+        with pytest.raises(ForeseenFailure, match=words) as raised:
+            client.signatures()
+        server.shutdown()
+    assert "\n" not in str(raised.value)
+
+
+def test_the_authorities_named_are_the_authorities_used(tmp_path, monkeypatch):
+    given, other = tmp_path / "given.pem", tmp_path / "other.pem"
+    for path in (given, other):
+        path.write_text("")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(other))
+    client = ServingClient("localhost:1", transport="rest", tls=given, retries=0)
+    session, seen = client._transport._session, []
+
+    def send(request, **options):
+        seen.append(options["verify"])
+        raise requests.exceptions.ConnectionError
+
+    monkeypatch.setattr(session, "send", send)
+    with pytest.raises(ForeseenFailure):
+        client.status()
+    assert seen == [str(given)]
+
+
 @pytest.mark.slow
 def test_from_a_run_to_images_of_a_server(tiny_run, tmp_path):
     folder, out = tmp_path / "models", tmp_path / "served.npy"
@@ -366,7 +431,7 @@ def test_from_a_run_to_images_of_a_server(tiny_run, tmp_path):
     assert done.stdout == f"{folder / 'ddsm' / '2'}\n"
     local = tmp_path / "local.npy"
     assert run_command(cli, "sample", tiny_run, "-n", 9, "-o", local).returncode == 0
-    server = LoopbackServer(folder)
+    server = LoopbackServer(folder, optimize=True)
     try:
         done = run_command(cli, "serve-sample", "--target", server.grpc, "-n", 9, "-o", out)
     finally:

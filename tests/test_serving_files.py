@@ -67,6 +67,54 @@ def test_another_export_keeps_what_is_there(export):
     assert "--model_config_file=/srv/m/models.config" in (folder / "kubernetes.yaml").read_text()
 
 
+def test_all_models_of_a_folder_have_one_mount(export):
+    folder = export(mount="/srv/m").parent.parent
+    export(model="3d.faces")
+    entries = models_config(folder)
+    assert len(entries) == 6
+    assert {Path(entry.base_path).parent for entry in entries.values()} == {Path("/srv/m")}
+    before = (folder / "models.config").read_bytes()
+    with pytest.raises(InputError, match="`mount` .='/other'. differs from '/srv/m'"):
+        export(mount="/other")
+    assert (folder / "models.config").read_bytes() == before
+
+
+def test_a_service_has_a_name_that_kubernetes_takes(export):
+    text = (export(model="3d.Faces").parent.parent / "kubernetes.yaml").read_text()
+    assert set(re.findall(r"  name: \"(.*)\"", text)) == {"ddsm-3d-faces"}
+
+
+def test_a_label_that_moves_meanwhile_stays_moved(export, monkeypatch):
+    folder = export().parent.parent
+    export()
+    write = serving.write_warmup
+
+    def rolls_back(path, model, requests):
+        text = (folder / "models.config").read_text()
+        (folder / "models.config").write_text(text.replace('"stable"', '"kept"'))
+        write(path, model, requests)
+
+    monkeypatch.setattr(serving, "write_warmup", rolls_back)
+    export()
+    for entry in models_config(folder).values():
+        assert dict(entry.version_labels) == {"kept": 1, "canary": 3}
+
+
+def test_two_exports_do_not_replace_each_other(export, tmp_path, monkeypatch):
+    write = serving.write_warmup
+
+    def other_is_quicker(path, model, requests):
+        monkeypatch.setattr(serving, "write_warmup", write)
+        export()
+        write(path, model, requests)
+
+    monkeypatch.setattr(serving, "write_warmup", other_is_quicker)
+    with pytest.raises(InputError, match="in the meantime"):
+        export()
+    folder = tmp_path / "models"
+    assert sorted(path.name for name in MODELS for path in (folder / name).iterdir()) == ["1"] * 3
+
+
 def test_a_version_appears_whole_or_not_at_all(export, monkeypatch):
     folder = export().parent.parent
     before = (folder / "models.config").read_bytes()
@@ -173,7 +221,7 @@ def test_deployment_files_agree_with_what_is_written(folder, name):
     assert re.search(rf"{re.escape(str(folder))}(:ro)?\"?$", text, re.MULTILINE)
     assert set(re.findall(r"\b85\d\d\b", text)) == {"8500", "8501"}
     if name == "kubernetes.yaml":
-        assert re.findall(r"path: (\S+)", text) == ["/v1/models/ddsm/metadata", "/v1/models/ddsm"]
+        assert re.findall(r"path: (\S+)", text) == ["/v1/models/ddsm/metadata"]
         for part in ("startupProbe", "readinessProbe", "livenessProbe", "requests", "limits"):
             assert f" {part}:\n" in text
     if importlib.util.find_spec("yaml"):

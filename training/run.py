@@ -168,18 +168,19 @@ class Run:
             unet.save(temporary)
 
     def schedule(
-        self, choice: str | None, *, sampler: str = "ddim", steps: int | None = None
+        self, choice: str | None, *, sampler: str | None = None, steps: int | None = None
     ) -> StepSchedule:
         """The schedule a user named.
 
         Args:
             choice: "full", "uniform:W", a schedule file, or None for the chosen one (full width
                 where no search has run).
-            sampler: of "full" and "uniform:W".
+            sampler: of "full" and "uniform:W"; None is "ddim".
             steps: of "full" and "uniform:W"; None takes the configuration's, or all for DDPM.
 
         Raises:
-            InputError: the file is broken, or asks for what the model does not have.
+            InputError: the file is broken or asks for what the model does not have, or `sampler` or
+                `steps` is given beside a file, which has its own.
         """
         config = self.config
         if choice is None:
@@ -190,9 +191,13 @@ class Run:
                 steps = config.train_timesteps if sampler == "ddpm" else config.sampling_steps
             timesteps = even_timesteps(config.train_timesteps, steps)
             schedule = StepSchedule.uniform(
-                width, timesteps, train_timesteps=config.train_timesteps, sampler=sampler
+                width, timesteps, train_timesteps=config.train_timesteps, sampler=sampler or "ddim"
             )
         else:
+            for name, value in {"--sampler": sampler, "--steps": steps}.items():
+                if value is not None:
+                    rule = f"is for full and uniform:W; {choice} has its own (add --schedule full?)"
+                    raise invalid(name, value, rule)
             schedule = StepSchedule.load(choice)
         schedule.check_model(config.widths, config.train_timesteps)
         return schedule

@@ -9,18 +9,29 @@ import click
 from ddsm_tf.commands.shared import (
     open_run,
     run_argument,
-    sampler_option,
     schedule_option,
     seed_option,
-    steps_option,
+)
+from ddsm_tf.schedule import SAMPLERS
+
+# A schedule file has a sampler and steps of its own.
+uniform_sampler_option = click.option(
+    "--sampler",
+    type=click.Choice(SAMPLERS),
+    help="Sampler of full and uniform:W; ddim if left out.",
+)
+uniform_steps_option = click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    help="Steps of full and uniform:W; the run's default if left out.",
 )
 
 
 @click.command()
 @run_argument
 @schedule_option
-@sampler_option
-@steps_option
+@uniform_sampler_option
+@uniform_steps_option
 @click.option("-n", "count", type=click.IntRange(min=1), default=64, show_default=True)
 @seed_option
 @click.option("-o", "out", required=True, metavar="FILE.png|FILE.npy")
@@ -42,8 +53,8 @@ def sample(
 @click.command()
 @run_argument
 @schedule_option
-@sampler_option
-@steps_option
+@uniform_sampler_option
+@uniform_steps_option
 @click.option("-n", "count", type=click.IntRange(min=2), help="Images to compare.")
 @seed_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

@@ -24,11 +24,11 @@ from ddsm_tf.console import without_stderr
 @click.option(
     "--batch", type=click.IntRange(min=1), default=16, show_default=True, help="Images a call."
 )
-@click.option("--schedule", metavar="FILE", help="Any schedule, in one call; else the model's.")
+@click.option("--schedule", metavar="FILE", help="Any schedule; else the model's.")
 @click.option(
     "--timeout", type=float, default=120.0, show_default=True, help="Seconds for each call."
 )
-@click.option("--tls", metavar="system|FILE.pem", help="TLS, with these authorities.")
+@click.option("--tls", metavar="default|FILE.pem", help="TLS, with these authorities.")
 @click.option("-o", "out", required=True, metavar="FILE.png|FILE.npy")
 def serve_sample(
     count: int, seed: int, batch: int, schedule: str | None, out: str, **server: Any
@@ -40,12 +40,12 @@ def serve_sample(
 
     check_image_path(out)
     steps = StepSchedule.load(schedule) if schedule else None
-    server["tls"] = {None: False, "system": True}.get(server["tls"], server["tls"])
+    server["tls"] = {None: False, "default": True}.get(server["tls"], server["tls"])
     quiet_logs()
     # The gRPC stubs import TensorFlow, which has something to say.
     with without_stderr(lambda: ServingClient(**server)) as client:
         if steps:
-            images = client.sample_schedule(steps, count, seed)
+            images = client.sample_schedule(steps, count, seed, batch_size=batch)
         else:
             images = client.sample(count, seed, batch_size=batch)
     save_images(images, out)

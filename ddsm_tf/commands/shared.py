@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ddsm_tf.console import debugging, without_stderr
+from ddsm_tf.schedule import SAMPLERS
 
 schedule_option = click.option(
     "--schedule",
@@ -18,10 +19,10 @@ schedule_option = click.option(
 )
 sampler_option = click.option(
     "--sampler",
-    type=click.Choice(["ddim", "ddpm"]),
+    type=click.Choice(SAMPLERS),
     default="ddim",
     show_default=True,
-    help="Sampler of full and uniform:W.",
+    help="Sampler of every schedule.",
 )
 steps_option = click.option(
     "--steps", type=click.IntRange(min=1), help="Sampler steps; the run's default if left out."

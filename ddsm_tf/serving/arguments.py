@@ -13,15 +13,16 @@ from ddsm_tf.errors import InputError, invalid
 def check_target(target: str) -> None:
     """Raise `InputError` unless `target` is HOST:PORT."""
     rule = "must be HOST:PORT, such as localhost:8500"
-    found = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):(\d{1,5})", str(target))
-    if not found or not 0 < int(found[2]) < 65536:
+    host = r"\[[0-9a-fA-F:.]+\]|[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*"
+    found = re.fullmatch(rf"(?:{host}):(?P<port>\d{{1,5}})", str(target))
+    if not found or not 0 < int(found["port"]) < 65536:
         raise invalid("target", target, rule)
 
 
 def check_model(model: str, version: int | None, label: str | None) -> None:
     """Raise `InputError` unless the model may be called that, and is asked for in one way."""
-    if not re.fullmatch(r"[A-Za-z0-9._-]+", str(model)):
-        raise invalid("model", model, "must hold letters, digits and . _ - only")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", str(model)):
+        raise invalid("model", model, "must be letters, digits and . _ - behind a letter or digit")
     if version is not None and label is not None:
         raise InputError("`version` and `label` are both given; choose one")
     if version is not None:

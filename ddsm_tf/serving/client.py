@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -35,10 +35,13 @@ def denoiser_model(model: str, width: float) -> str:
     return f"{model}_{width_name(width)}"
 
 
-def schedule_inputs(schedule: StepSchedule, count: int, seed: int) -> dict[str, np.ndarray]:
-    """Inputs of the signature `sample_schedule`, by name."""
+def schedule_inputs(
+    schedule: StepSchedule, count: int, seed: int, first: int = 0
+) -> dict[str, np.ndarray]:
+    """Inputs of the signature `sample_schedule`, by name: images first … first + count - 1."""
     return {
         "seed": np.int64(seed),
+        "first": np.int64(first),
         "count": np.int64(count),
         "timesteps": np.array(schedule.timesteps, np.int32),
         "widths": np.array(schedule.widths, np.float32),
@@ -60,7 +63,7 @@ class ServingClient:
         timeout: seconds that one call may take, its retries included; a call makes one batch.
         retries: further attempts where the server is not reached or busy, with a growing pause.
         max_message_bytes: of one request and one answer.
-        tls: False, True (the system's certificate authorities) or a PEM file of them.
+        tls: False, True (the certificate authorities that certifi or gRPC brings) or a PEM file.
 
     Raises:
         InputError: an argument breaks its rule.
@@ -158,8 +161,10 @@ class ServingClient:
             ]
         )
 
-    def sample_schedule(self, schedule: StepSchedule, count: int, seed: int = 0) -> np.ndarray:
-        """Images of any schedule over the model's widths, in one call.
+    def sample_schedule(
+        self, schedule: StepSchedule, count: int, seed: int = 0, *, batch_size: int = 16
+    ) -> np.ndarray:
+        """Images of any schedule over the model's widths.
 
         The inputs are scalars, so a server that batches the sampler's requests refuses this.
 
@@ -167,14 +172,20 @@ class ServingClient:
             schedule: must be made for the model's number of training timesteps.
             count: number of images N.
             seed: in [0, 2**63); image i depends on seed and i only.
+            batch_size: images a call.
 
         Returns:
             uint8 (N, H, W, C).
         """
         check_integer("count", count, 1)
+        check_integer("batch_size", batch_size, 1)
         check_integer("seed", seed, 0, 2**63 - 1)
-        inputs = schedule_inputs(schedule, count, seed)
-        return self._images("sample_schedule", inputs, rows=count, remedy="count")
+        parts = []
+        for first in range(0, count, batch_size):
+            rows = min(batch_size, count - first)
+            inputs = schedule_inputs(schedule, rows, seed, first)
+            parts.append(self._images("sample_schedule", inputs, rows))
+        return np.concatenate(parts)
 
     def denoise(self, x: np.ndarray, t: int | np.ndarray, width: float) -> np.ndarray:
         """ε for x, float32 (N, H, W, C), at timestep t, a scalar or (N,), from one width's model.
@@ -183,6 +194,8 @@ class ServingClient:
             float32 (N, H, W, C).
         """
         x = finite_rows("x", x, 4)
+        if np.shape(t) not in ((), (len(x),)):
+            raise invalid("t", f"of shape {np.shape(t)}", f"must be a scalar or ({len(x)},)")
         timesteps = np.broadcast_to(np.asarray(t, np.float32), (len(x),))
         name = denoiser_model(self.model.name, width)
         model = ModelSpec(name, self.model.version, self.model.label)
@@ -191,23 +204,32 @@ class ServingClient:
 
     def signatures(self) -> dict[str, Signature]:
         """The sampler's signatures, by name."""
-        answer = self._call(self.model, lambda left: self._transport.signatures(self.model, left))
-        return read_signatures(answer)
+        return self._ask(self.model, self._transport.signatures, read_signatures)
 
     def status(self) -> list[VersionStatus]:
         """The sampler's versions on the server, newest first."""
         # The server answers for a version or for all; it does not look at labels here.
         model = ModelSpec(self.model.name, self.model.version)
-        return read_status(self._call(model, lambda left: self._transport.status(model, left)))
+        return self._ask(model, self._transport.status, read_status)
+
+    def _ask(
+        self, model: ModelSpec, ask: Callable[..., Any], read: Callable[[Any], Result]
+    ) -> Result:
+        """What the server tells of a model, read from its JSON form."""
+        try:
+            return read(self._call(model, lambda left: ask(model, left)))
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            raise ForeseenFailure(
+                f"`target` (={self.target!r}) does not answer as TensorFlow Serving does"
+            ) from error
 
     def _images(
         self,
         signature: str,
         inputs: Mapping[str, np.ndarray],
         rows: int | None = None,
-        remedy: str = "batch_size",
     ) -> np.ndarray:
-        images = self._predict(self.model, signature, inputs, np.uint8, remedy)
+        images = self._predict(self.model, signature, inputs, np.uint8, "batch_size")
         rows = len(next(iter(inputs.values()))) if rows is None else rows
         return self._checked(images, (rows, *images.shape[1:]), rank=4)
 
@@ -256,8 +278,8 @@ class ServingClient:
             )
         if error.code == "RESOURCE_EXHAUSTED":
             return ForeseenFailure(
-                f"a message to or from {server} is too large: {reason}; make `{remedy}` smaller "
-                "or raise `max_message_bytes`"
+                f"a message to or from {server} is too large, or its memory too small: {reason}; "
+                f"make `{remedy}` smaller or raise `max_message_bytes`"
             )
         if error.code == "NOT_FOUND" or "version label" in reason:
             return invalid("model", _describe(model), f"is not served by {self.target}: {reason}")

@@ -33,7 +33,7 @@ class GrpcTransport:
     Args:
         target: "HOST:PORT".
         max_message_bytes: of a request and of an answer.
-        tls: False, True (the system's authorities) or a PEM file of certificate authorities.
+        tls: False, True (the package's own authorities) or a PEM file of certificate authorities.
     """
 
     def __init__(self, target: str, max_message_bytes: int, tls: bool | Path) -> None:

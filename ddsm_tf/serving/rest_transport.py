@@ -15,6 +15,7 @@ from ddsm_tf.serving.calls import CallFailed, ModelSpec
 
 try:
     import requests
+    import urllib3
 except ImportError as error:
     raise missing_extra("requests", "serving") from error
 
@@ -37,15 +38,15 @@ class RestTransport:
     Args:
         target: "HOST:PORT".
         max_message_bytes: of a request and of an answer.
-        tls: False, True (the system's authorities) or a PEM file of certificate authorities.
+        tls: False, True (the package's own authorities) or a PEM file of certificate authorities.
     """
 
     def __init__(self, target: str, max_message_bytes: int, tls: bool | Path) -> None:
         self._url = f"{'https' if tls else 'http'}://{target}/v1/models/"
         self._max_bytes = max_message_bytes
         self._session = requests.Session()
-        if isinstance(tls, Path):
-            self._session.verify = str(tls)
+        # A session's own `verify` would lose to environment variables.
+        self._verify = str(tls) if isinstance(tls, Path) else None
 
     def predict(
         self,
@@ -75,16 +76,19 @@ class RestTransport:
     def _call(self, method: str, path: str, timeout: float, body: bytes | None = None) -> Any:
         deadline = time.monotonic() + timeout
         try:
-            with self._session.request(
-                method, self._url + path, data=body, timeout=timeout, stream=True
-            ) as response:
+            options = {"data": body, "timeout": timeout, "stream": True, "verify": self._verify}
+            with self._session.request(method, self._url + path, **options) as response:
                 text = self._read(response, deadline)
         except requests.exceptions.Timeout as error:
             raise CallFailed("DEADLINE_EXCEEDED", "no answer in time") from error
         except requests.exceptions.SSLError as error:
             raise CallFailed("INTERNAL", f"TLS failed: {error}") from error
         except requests.exceptions.ConnectionError as error:
-            raise CallFailed("UNAVAILABLE", _reason(error)) from error
+            raise _connection_failed(error) from error
+        except requests.exceptions.ChunkedEncodingError as error:
+            raise CallFailed("INTERNAL", f"the answer broke off: {_reason(error)}") from error
+        except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
+            raise CallFailed("INTERNAL", _reason(error)) from error
         return _parse(response.status_code, text)
 
     def _read(self, response: requests.Response, deadline: float) -> bytes:
@@ -142,10 +146,20 @@ def _parse(status: int, text: bytes) -> Any:
         answer = None
     if status == 200 and isinstance(answer, dict):
         return answer
+    # The server says with 429 that memory or a quota is used up; a proxy that it is busy.
+    if status == 429 and isinstance(answer, dict) and "error" in answer:
+        status = 413
     message = (
         answer.get("error") if isinstance(answer, dict) else text[:200].decode(errors="replace")
     )
     raise CallFailed(CODES.get(status, "INTERNAL"), f"{message or 'no message'} (HTTP {status})")
+
+
+def _connection_failed(error: Exception) -> CallFailed:
+    # A body that stops in the middle counts as a connection error, too.
+    if isinstance(error.__context__, urllib3.exceptions.ReadTimeoutError):
+        return CallFailed("DEADLINE_EXCEEDED", "the answer did not end in time")
+    return CallFailed("UNAVAILABLE", _reason(error))
 
 
 def _reason(error: Exception) -> str:
