@@ -382,7 +382,7 @@ class Answer(socketserver.StreamRequestHandler):
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\n{", "broke off"),
         (
             b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}",
-            "does not answer as TensorFlow Serving",
+            "does not answer as TensorFlow S",
         ),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", "hello"),
         (b'HTTP/1.1 429 X\r\nContent-Length: 16\r\n\r\n{"error": "full"}'[:-1], "busy"),

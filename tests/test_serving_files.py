@@ -146,7 +146,7 @@ def test_a_version_appears_whole_or_not_at_all(export, monkeypatch):
             "`model_version_policy` of ddsm .*'specific'.* must be `all {}`",
         ),
         ("", {"label": "a-b"}, "`label` .='a-b'. must hold"),
-        ("", {"model": "a/b"}, "`model` .='a/b'. must hold"),
+        ("", {"model": "a/b"}, "`model` .='a/b'. must be letters"),
         ("", {"mount": "models"}, "`mount` .='models'. must be an absolute path"),
     ],
 )
