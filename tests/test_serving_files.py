@@ -74,7 +74,7 @@ def test_all_models_of_a_folder_have_one_mount(export):
     assert len(entries) == 6
     assert {Path(entry.base_path).parent for entry in entries.values()} == {Path("/srv/m")}
     before = (folder / "models.config").read_bytes()
-    with pytest.raises(InputError, match="`mount` .='/other'. differs from '/srv/m'"):
+    with pytest.raises(InputError, match=r"`mount` .='/other'. differs from '/srv/m'"):
         export(mount="/other")
     assert (folder / "models.config").read_bytes() == before
 
