@@ -384,16 +384,17 @@ def _mean(values: list[float]) -> str:
 def plot(result: Mapping[str, Any]) -> Figure:
     """Error over t, a panel a width."""
     widths = list(result["error"])
-    figure = Figure(figsize=(3.4 * len(widths), 3.4), layout="constrained")
+    figure = Figure(figsize=(3.4 * len(widths) + 1.6, 3.4), layout="constrained")
     panels = figure.subplots(1, len(widths), sharey=True, squeeze=False)[0]
     for axes, width in zip(panels, widths, strict=True):
         for name, error in result["error"][width].items():
             if name != "none":
-                axes.plot([int(t) for t in error], list(error.values()), label=name)
+                style = "--" if name in CONVERTER else "-"
+                axes.plot([int(t) for t in error], list(error.values()), style, label=name)
         axes.set(yscale="log", xlabel="t", title=f"width {width}")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("error / float32's output")
-    panels[-1].legend(fontsize=7)
+    figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, loc="outside right center")
     return figure
 
 
