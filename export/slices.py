@@ -3,18 +3,20 @@
 Arrays are found by their content, not by their names or places: whatever the converter does to a
 weight, it does to the wide and to the narrow one alike, and what it folds into something else is no
 slice and stays as it is. The networks' own channel axes say which ranges of an axis a width keeps.
+Behind the arrays both files have their graph of operators, which hardly differs.
 """
 
 from __future__ import annotations
 
 import itertools
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from ddsm_tf.edge.assembly import Axis, Recipe, Slice, keep
+from ddsm_tf.edge.assembly import Axis, Patch, Recipe, Slice, keep
 from ddsm_tf.models.layers import SlimmableLayer
 
 # A slice takes some twenty bytes in a recipe: a smaller array is as well off among the literals.
@@ -40,17 +42,34 @@ def make_recipe(narrow: bytes, wide: bytes, unet: Any, width: float) -> Recipe:
         width: of `narrow`.
     """
     sources, axes = constants(wide), kept_axes(unet, width)
-    pieces: list[int | Slice] = []
-    literals, end = [], 0
+    pieces: list[int | Patch | Slice] = []
+    literals, end, behind = [], 0, 0
     for array in constants(narrow):
+        behind = max(behind, array.start + array.values.nbytes)
         piece = find_slice(array.values, sources, axes) if array.start >= end else None
         if piece:
             pieces += [array.start - end, piece]
             literals.append(narrow[end : array.start])
             end = array.start + array.values.nbytes
-    literals.append(narrow[end:])
-    pieces.append(len(narrow) - end)
+    graph, literal = graph_piece(narrow[behind:], wide)
+    literals += [narrow[end:behind], literal]
+    pieces += [behind - end, graph]
     return Recipe(tuple(piece for piece in pieces if piece != 0), b"".join(literals))
+
+
+def graph_piece(graph: bytes, wide: bytes) -> tuple[int | Patch, bytes]:
+    """The end of the narrow file as what differs from the wide one's, if that compresses better.
+
+    Returns:
+        The piece and its literal bytes.
+    """
+    ours, theirs = (np.frombuffer(data, np.uint8) for data in (graph, wide[-len(graph) :]))
+    if len(graph) == 0 or len(ours) != len(theirs):
+        return len(graph), graph
+    difference = (ours ^ theirs).tobytes()
+    if len(zlib.compress(difference)) >= len(zlib.compress(graph)):
+        return len(graph), graph
+    return Patch(len(wide) - len(graph), len(graph)), difference
 
 
 def constants(data: bytes) -> list[Array]:

@@ -13,12 +13,12 @@ from conftest import TINY, randomise
 from ddsm_tf.cli import run as run_cli
 from ddsm_tf.cost import macs_per_width
 from ddsm_tf.edge import Bundle
-from ddsm_tf.edge.assembly import CHUNK, Axis, Recipe, Slice
+from ddsm_tf.edge.assembly import CHUNK, Axis, Patch, Recipe, Slice
 from ddsm_tf.errors import InputError
 from ddsm_tf.export import bundle as export_bundle
 from ddsm_tf.export import export
 from ddsm_tf.export.bundle import weights_sha256, write_bundle
-from ddsm_tf.export.slices import constants
+from ddsm_tf.export.slices import constants, graph_piece
 from ddsm_tf.export.tflite import numbered_layers, write_tflite
 from ddsm_tf.models import SlimmableUNet
 from ddsm_tf.noise import NoiseTable
@@ -53,6 +53,8 @@ def test_a_float_bundle_is_hardly_larger_than_its_widest_file(big_bundle):
     names = {"manifest.json", "unet_1_0.tflite", "unet_0_5.slices"}
     assert set(sizes) == names
     assert sum(sizes.values()) <= 1.05 * sizes["unet_1_0.tflite"]
+    # The graph of operators, more than all of that, is not stored twice either.
+    assert sizes["unet_0_5.slices"] < 8_000
 
 
 def test_narrow_networks_are_assembled_to_the_last_bit(big_bundle, plain):
@@ -212,6 +214,25 @@ def test_slices_are_what_numpy_would_take(monkeypatch, item, chunk):
     assert recipe.assemble(io.BytesIO(source)) == b"abc" + expected + b"de"
 
 
+def test_a_patch_changes_bytes_of_the_source():
+    recipe = Recipe((1, Patch(3, 4), Patch(9, 0), 1), b"<\0\1\0\xff>")
+    recipe = Recipe.from_bytes(recipe.to_bytes(), network_bytes=6, source_bytes=9)
+    assert recipe.assemble(io.BytesIO(b"abcdefghi")) == b"<ddf\x98>"
+    with pytest.raises(InputError, match="has changed"):
+        recipe.assemble(io.BytesIO(b"abcdef"))
+
+
+def test_only_a_graph_like_the_widest_network_s_is_a_patch():
+    random = np.random.default_rng(0)
+    wide = random.bytes(5000)
+    near = bytearray(wide[-300:])
+    near[7] ^= 1
+    piece, literal = graph_piece(bytes(near), wide)
+    assert piece == Patch(4700, 300) and literal == bytes(7) + b"\1" + bytes(292)
+    for graph in (bytes(300), b"", 2 * wide):
+        assert graph_piece(graph, wide) == (len(graph), graph)
+
+
 class Watched(io.BytesIO):
     """A file that remembers how much was read at a time."""
 
@@ -233,7 +254,7 @@ def test_the_source_is_read_piece_by_piece():
 
 
 def packed(pieces, literal=b"", **header):
-    header = {"format": "ddsm-slices", "version": 1, "pieces": pieces, **header}
+    header = {"format": "ddsm-slices", "version": 2, "pieces": pieces, **header}
     return zlib.compress(json.dumps(header).encode() + b"\n" + literal)
 
 
@@ -251,15 +272,19 @@ HOSTILE = {
     "not valid JSON": zlib.compress(b"{\n"),
     "nested too deeply": zlib.compress(b"[" * 10**5 + b"\n"),
     "format": packed([10], bytes(10), format="other"),
-    "version": packed([10], bytes(10), version=2),
+    "version": packed([10], bytes(10), version=1),
     "unknown keys": packed([10], bytes(10), more=1),
     "must be a list": packed({}),
-    r"numbers of bytes or \[start": packed([True, 9], bytes(10)),
+    r"numbers of bytes, \[start": packed([True, 9], bytes(10)),
     r"\(=-1\)": packed([-1, 11], bytes(10)),
     r"2\^40": packed([2**70], bytes(10)),
     "use the 10 literal": packed([9], bytes(10)),
     "give the network's 10": packed([11], bytes(11)),
-    r"start, item, axes": packed([[0, 1]]),
+    r"start, item, axes": packed([[0, 1, 2]]),
+    r"or \[start, item": packed([[0]]),
+    r"\(=-2\)": packed([[0, -2], 12], bytes(10)),
+    "literal bytes": packed([[0, 10]], bytes(9)),
+    "within the widest network's 100": packed([[91, 10]], bytes(10)),
     "item": packed([[0, 3, [[50, 0, 10]]]]),
     "`axes`.*1 to 8 lists": packed([[0, 1, []]]),
     "1 to 8 lists": packed([[0, 1, [[1, 0, 1]] * 9]]),

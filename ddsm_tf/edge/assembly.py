@@ -4,12 +4,15 @@ A narrow network's weights are slices of the widest network's, so a bundle store
 file as a recipe. A `.slices` file is one zlib stream (RFC 1950) that holds
 
 1. one line of JSON, ended by "\\n":
-   `{"format": "ddsm-slices", "version": 1, "pieces": [...]}`
+   `{"format": "ddsm-slices", "version": 2, "pieces": [...]}`
 2. the literal bytes: whatever in the narrow file is no slice.
 
-The narrow file is its pieces one after the other. A piece is either
+The narrow file is its pieces one after the other. A piece is one of
 
-- an integer n: the next n literal bytes, or
+- an integer n: the next n literal bytes;
+- a list `[start, n]`: the next n literal bytes, each exclusive-or the next byte of the widest file
+  from byte `start` on. Graphs of operators differ from width to width in one byte of a
+  hundred, so nearly all of these literals are zeros, which compress to nothing;
 - a list `[start, item, axes]`: a slice of a row-major array that begins at byte `start` of the
   widest network's file and has items of `item` bytes (1, 2, 4 or 8). `axes` has a list for each
   axis: `[size, first, stop, first, stop, ...]`, the axis's size in the widest file and the ranges
@@ -40,7 +43,7 @@ from ddsm_tf.errors import InputError, invalid
 from ddsm_tf.files import check_keys
 
 FORMAT = "ddsm-slices"
-VERSION = 1
+VERSION = 2
 # The JSON line of a network with hundreds of layers takes some ten thousand bytes.
 MAX_HEADER_BYTES = 2**20
 MAX_AXES = 8
@@ -91,15 +94,34 @@ class Slice(NamedTuple):
         return self.axes[0].kept * self.row_bytes
 
 
-class Recipe(NamedTuple):
-    """A narrow network's file as pieces: numbers of literal bytes, and slices."""
+class Patch(NamedTuple):
+    """Literal bytes that change those of the widest file; see the module's description."""
 
-    pieces: tuple[int | Slice, ...]
+    start: int
+    size: int
+    # Beside the literals, of which it takes as many as it gives.
+    kept_bytes = 0
+
+    @property
+    def stop(self) -> int:
+        """Where the bytes end in the widest file."""
+        return self.start + self.size
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes that are read to get it."""
+        return self.size
+
+
+class Recipe(NamedTuple):
+    """A narrow network's file as pieces: numbers of literal bytes, patches and slices."""
+
+    pieces: tuple[int | Patch | Slice, ...]
     literal: bytes | memoryview
 
     def to_bytes(self) -> bytes:
         """The content of a `.slices` file."""
-        pieces = [piece if isinstance(piece, int) else _to_json(piece) for piece in self.pieces]
+        pieces = list(map(_to_json, self.pieces))
         header = {"format": FORMAT, "version": VERSION, "pieces": pieces}
         line = json.dumps(header, separators=(",", ":")) + "\n"
         return zlib.compress(line.encode("ascii") + self.literal, 9)
@@ -130,18 +152,18 @@ class Recipe(NamedTuple):
 
     def check(self, network_bytes: int, source_bytes: int) -> None:
         """Raise `InputError` unless the recipe gives so many bytes from such a file."""
-        slices = [piece for piece in self.pieces if isinstance(piece, Slice)]
-        literal = sum(piece for piece in self.pieces if isinstance(piece, int))
+        reads = [piece for piece in self.pieces if not isinstance(piece, int)]
+        literal = sum(map(_literal_bytes, self.pieces))
         if literal != len(self.literal):
             raise invalid("pieces", literal, f"must use the {len(self.literal)} literal bytes")
-        given = literal + sum(piece.kept_bytes for piece in slices)
+        given = literal + sum(piece.kept_bytes for piece in reads)
         if given != network_bytes:
             raise invalid("pieces", given, f"must give the network's {network_bytes} bytes")
-        if any(piece.stop > source_bytes for piece in slices):
+        if any(piece.stop > source_bytes for piece in reads):
             rule = f"must lie within the widest network's {source_bytes} bytes"
-            raise invalid("pieces", max(piece.stop for piece in slices), rule)
+            raise invalid("pieces", max(piece.stop for piece in reads), rule)
         # Many slices that each read much and keep little would take for ever.
-        read = sum(piece.read_bytes for piece in slices)
+        read = sum(piece.read_bytes for piece in reads)
         if read > 2 * source_bytes:
             raise invalid("pieces", read, f"must not read above {2 * source_bytes} bytes")
 
@@ -158,9 +180,10 @@ class Recipe(NamedTuple):
         for piece in self.pieces:
             if isinstance(piece, Slice):
                 _copy_slice(piece, source, out)
-            else:
-                out.write(memoryview(self.literal)[offset : offset + piece])
-                offset += piece
+                continue
+            literal = memoryview(self.literal)[offset : offset + _literal_bytes(piece)]
+            offset += len(literal)
+            out.write(_patched(piece, literal, source) if isinstance(piece, Patch) else literal)
         return out.getvalue()
 
 
@@ -173,21 +196,41 @@ def keep(array: np.ndarray, axes: Sequence[Axis]) -> np.ndarray:
     return array
 
 
+def _literal_bytes(piece: int | Patch | Slice) -> int:
+    """How many literal bytes a piece takes."""
+    if isinstance(piece, Slice):
+        return 0
+    return piece.size if isinstance(piece, Patch) else piece
+
+
+def _patched(piece: Patch, literal: memoryview, source: BinaryIO) -> bytes:
+    source.seek(piece.start)
+    ours, theirs = (np.frombuffer(data, np.uint8) for data in (literal, _read(source, piece.size)))
+    return (ours ^ theirs).tobytes()
+
+
+def _read(source: BinaryIO, size: int) -> bytes:
+    data = source.read(size)
+    if len(data) < size:
+        raise InputError("the widest network's file has changed; copy the bundle again")
+    return data
+
+
 def _copy_slice(piece: Slice, source: BinaryIO, out: io.BytesIO) -> None:
     rows_at_once = max(1, CHUNK // piece.row_bytes)
     for first, stop in piece.axes[0].ranges:
         source.seek(piece.start + first * piece.row_bytes)
         for row in range(first, stop, rows_at_once):
             rows = min(rows_at_once, stop - row)
-            data = source.read(rows * piece.row_bytes)
-            if len(data) < rows * piece.row_bytes:
-                raise InputError("the widest network's file has changed; copy the bundle again")
+            data = _read(source, rows * piece.row_bytes)
             shape = (rows, *(axis.size for axis in piece.axes[1:]))
             block = np.frombuffer(data, _UNSIGNED[piece.item]).reshape(shape)
             out.write(keep(block, (Axis(rows, ((0, rows),)), *piece.axes[1:])).tobytes())
 
 
-def _to_json(piece: Slice) -> list[Any]:
+def _to_json(piece: int | Patch | Slice) -> Any:
+    if not isinstance(piece, Slice):
+        return piece
     axes = [
         [axis.size, *(bound for bounds in axis.ranges for bound in bounds)] for axis in piece.axes
     ]
@@ -210,7 +253,7 @@ def _inflate(data: bytes, limit: int) -> tuple[bytes, memoryview]:
     return content[:end], memoryview(content)[end + 1 :]
 
 
-def _parse_pieces(line: bytes) -> tuple[int | Slice, ...]:
+def _parse_pieces(line: bytes) -> tuple[int | Patch | Slice, ...]:
     try:
         header = json.loads(line)
     # ValueError: broken JSON or UTF-8, or more digits than Python turns into a number.
@@ -219,12 +262,21 @@ def _parse_pieces(line: bytes) -> tuple[int | Slice, ...]:
     pieces = check_keys(header, format=FORMAT, version=VERSION, required={"pieces"})["pieces"]
     if not isinstance(pieces, list):
         raise invalid("pieces", pieces, "must be a list")
-    return tuple(_integer(piece) if type(piece) is int else _slice(piece) for piece in pieces)
+    return tuple(map(_piece, pieces))
+
+
+def _piece(piece: Any) -> int | Patch | Slice:
+    if type(piece) is int:
+        return _integer(piece)
+    if isinstance(piece, list) and len(piece) == 2:
+        return Patch(*map(_integer, piece))
+    return _slice(piece)
 
 
 def _slice(piece: Any) -> Slice:
     if not isinstance(piece, list) or len(piece) != 3 or not isinstance(piece[2], list):
-        raise invalid("pieces", piece, "must be numbers of bytes or [start, item, axes]")
+        rule = "must be numbers of bytes, [start, size] or [start, item, axes]"
+        raise invalid("pieces", piece, rule)
     start, item, axes = piece
     if type(item) is not int or item not in _UNSIGNED:
         raise invalid("item", item, f"must be one of {sorted(_UNSIGNED)}")
