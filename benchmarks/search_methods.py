@@ -138,7 +138,7 @@ def main() -> None:
         model.unet.image_shape,
         frechet_distance_of(run),
         options.macs,
-        len(base),
+        base,
         images=options.images,
     )
     measure = Measurements(evaluate, options.out / "measurements.jsonl")

@@ -32,11 +32,13 @@ class Cost:
         macs: multiply-accumulates of convolutions and dense layers (the paper's convention).
         attention_macs: multiply-accumulates of attention's two matrix products.
         parameters: weights that the pass reads.
+        activations: values that the layers put out.
     """
 
     macs: int = 0
     attention_macs: int = 0
     parameters: int = 0
+    activations: int = 0
 
     @property
     def total_macs(self) -> int:
@@ -58,13 +60,16 @@ def tally() -> Iterator[Cost]:
         _open_tally.reset(token)
 
 
-def report(*, macs: int = 0, attention_macs: int = 0, parameters: int = 0) -> None:
+def report(
+    *, macs: int = 0, attention_macs: int = 0, parameters: int = 0, activations: int = 0
+) -> None:
     """Called by layers: add to the open tally, if there is one."""
     cost = _open_tally.get()
     if cost is not None:
         cost.macs += macs
         cost.attention_macs += attention_macs
         cost.parameters += parameters
+        cost.activations += activations
 
 
 def forward_cost(unet: Any, width: float) -> Cost:
@@ -77,8 +82,9 @@ def forward_cost(unet: Any, width: float) -> Cost:
 
     image = keras.KerasTensor((1, *unet.image_shape))
     timestep = keras.KerasTensor((1,))
+    labels = keras.KerasTensor((1,), "int32") if unet.num_classes else None
     with tally() as cost:
-        unet(image, timestep, width=width)
+        unet(image, timestep, labels, width=width)
     return cost
 
 
@@ -157,19 +163,19 @@ def schedule_cost(schedule: StepSchedule, costs: Mapping[float, float]) -> float
 
     Args:
         schedule: timesteps and widths.
-        costs: width → cost of a step; see `cost_per_width`.
+        costs: width → cost of a network call; see `cost_per_width`.
 
     Raises:
         InputError: the schedule has a width that `costs` lacks.
     """
     total = 0.0
-    for width, steps in schedule.width_counts().items():
+    for width, calls in schedule.call_counts().items():
         if width not in costs:
             raise invalid("widths", width, f"has no cost; known are {sorted(costs)}")
-        total += steps * costs[width]
+        total += calls * costs[width]
     return total
 
 
 def cost_fraction(schedule: StepSchedule, costs: Mapping[float, float]) -> float:
     """The schedule's cost as a share of its own steps all run at the widest width."""
-    return schedule_cost(schedule, costs) / (len(schedule) * costs[max(costs)])
+    return schedule_cost(schedule, costs) / schedule_cost(schedule.at_width(max(costs)), costs)

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from ddsm_tf.errors import invalid
+from ddsm_tf.labels import labels_in_turn
 
 FORMAT = "ddsm-latency"
 VERSION = 1
 # Rounds that are not counted: the first builds each width's graph, the next ones its caches.
 WARM_UP = 3
 
-Denoise = Callable[[np.ndarray, int, float], np.ndarray]
+Denoise = Callable[..., np.ndarray]
 
 
 def time_widths(
@@ -32,6 +33,7 @@ def time_widths(
     batch: int,
     rounds: int,
     t: int,
+    num_classes: int = 0,
     on_round: Callable[[], Any] | None = None,
 ) -> dict[float, list[float]]:
     """Time one step of every width, as a sampler calls it: NumPy in, NumPy out.
@@ -43,24 +45,27 @@ def time_widths(
     0.06 ms after its own.)
 
     Args:
-        denoise: `(x, t, width) → ε`; it must not return before ε is there.
+        denoise: `(x, t, width) → ε`, or of `(x, t, width, labels)` for a model with classes; it
+            must not return before ε is there.
         widths: to be timed, in this order.
         image_shape: (H, W, C).
         batch: images a step.
         rounds: timed steps a width, after `WARM_UP` that are not.
         t: timestep of every image.
+        num_classes: of a model with classes, which also takes labels.
         on_round: called after each round, those that warm up included.
 
     Returns:
         Width → milliseconds of its step in every round, for the whole batch.
     """
     x = np.random.RandomState(0).standard_normal((batch, *image_shape)).astype(np.float32)
+    labels = (labels_in_turn(num_classes, 0, batch),) if num_classes else ()
     milliseconds: dict[float, list[float]] = {width: [] for width in widths}
     for round_number in range(WARM_UP + rounds):
         for width, times in milliseconds.items():
-            denoise(x, t, width)
+            denoise(x, t, width, *labels)
             started = time.perf_counter()
-            denoise(x, t, width)
+            denoise(x, t, width, *labels)
             elapsed = time.perf_counter() - started
             if round_number >= WARM_UP:
                 times.append(1000.0 * elapsed)

@@ -16,11 +16,23 @@ from ddsm_tf.files import check_keys, read_json, write_json
 
 FORMAT = "ddsm-step-schedule"
 VERSION = 1
-SAMPLERS = ("ddim", "ddpm")
+SAMPLERS = ("ddim", "ddpm", "euler", "heun", "dpmpp_2m")
+CHURNING = ("euler", "heun")
 VARIANCES = ("fixed_large", "fixed_small")
 
 _REQUIRED = {"train_timesteps", "sampler", "timesteps", "widths"}
-_OPTIONAL = {"eta", "variance"}
+# Sampler options stand in the file where they are not the default.
+_DEFAULTS: dict[str, Any] = {
+    "eta": 0.0,
+    "variance": "fixed_large",
+    "churn": 0.0,
+    "churn_min": 0.0,
+    "churn_max": None,
+    "churn_noise": 1.0,
+    "guidance_scale": 1.0,
+    "guidance_widths": None,
+}
+MAX_GUIDANCE = 1000.0
 
 
 def parse_width(text: str) -> float:
@@ -62,9 +74,16 @@ class StepSchedule:
         timesteps: strictly falling integers in [0, train_timesteps).
         widths: as many floats in (0, 1]; 1.0 is the whole network.
         train_timesteps: T of the noise table that the model was trained with.
-        sampler: "ddim" (Song et al., 2021) or "ddpm" (Ho et al., 2020).
+        sampler: "ddim" (Song et al., 2021), "ddpm" (Ho et al., 2020), "euler" or "heun" (Karras et
+            al., 2022; Heun calls the network twice a step) or "dpmpp_2m" (Lu et al., 2022).
         eta: DDIM's stochasticity in [0, 1]; 0 is deterministic.
         variance: DDPM's noise variance, "fixed_large" (β) or "fixed_small" (β̃).
+        churn, churn_min, churn_max, churn_noise: EDM's S_churn ≥ 0, S_tmin, S_tmax (noise levels σ;
+            None is no limit) and S_noise, for "euler" and "heun".
+        guidance_scale: classifier-free guidance of models with classes: how far the output moves
+            from the unconditional to the conditional one; 1 is the conditional output alone.
+        guidance_widths: the width of the unconditional branch at each step; None runs it at the
+            step's own width.
 
     Raises:
         InputError: any of these rules is broken.
@@ -82,6 +101,12 @@ class StepSchedule:
     sampler: str = "ddim"
     eta: float = 0.0
     variance: str = "fixed_large"
+    churn: float = 0.0
+    churn_min: float = 0.0
+    churn_max: float | None = None
+    churn_noise: float = 1.0
+    guidance_scale: float = 1.0
+    guidance_widths: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         _check_choice("sampler", self.sampler, SAMPLERS)
@@ -89,12 +114,34 @@ class StepSchedule:
         _check_integer("train_timesteps", self.train_timesteps)
         if not 1 <= self.train_timesteps <= 100_000:
             raise invalid("train_timesteps", self.train_timesteps, "must lie in [1, 100000]")
-        if not _is_number(self.eta) or not 0.0 <= self.eta <= 1.0:
-            raise invalid("eta", self.eta, "must lie in [0, 1]")
-        object.__setattr__(self, "timesteps", _check_timesteps(self))
-        object.__setattr__(self, "widths", _check_widths(self))
-        object.__setattr__(self, "eta", float(self.eta))
         object.__setattr__(self, "train_timesteps", int(self.train_timesteps))
+        object.__setattr__(self, "timesteps", _check_timesteps(self))
+        object.__setattr__(self, "widths", _check_widths("widths", self.widths, self.timesteps))
+        self._check_number("eta", 1.0)
+        for name in ("churn", "churn_min", "churn_noise"):
+            self._check_number(name, 1e6)
+        if self.churn_max is not None:
+            self._check_number("churn_max", 1e6)
+        if self.churn and self.sampler not in CHURNING:
+            raise invalid("churn", self.churn, f"is for {' and '.join(CHURNING)}")
+        self._check_number("guidance_scale", MAX_GUIDANCE)
+        self._check_guidance_widths()
+
+    def _check_number(self, name: str, high: float) -> None:
+        value = getattr(self, name)
+        if not _is_number(value) or not 0.0 <= value <= high:
+            raise invalid(name, value, f"must lie in [0, {high:g}]")
+        object.__setattr__(self, name, float(value))
+
+    def _check_guidance_widths(self) -> None:
+        if self.guidance_widths is None:
+            return
+        if not self.guided:
+            raise invalid("guidance_widths", self.guidance_widths, "need a guidance_scale but 1")
+        widths = _check_widths("guidance_widths", self.guidance_widths, self.timesteps)
+        # One schedule has one form, so that equal schedules are equal.
+        same = widths == self.widths
+        object.__setattr__(self, "guidance_widths", None if same else widths)
 
     @classmethod
     def uniform(cls, width: float, timesteps: Sequence[int], **fields: Any) -> StepSchedule:
@@ -104,17 +151,58 @@ class StepSchedule:
     def __len__(self) -> int:
         return len(self.timesteps)
 
-    def with_widths(self, widths: Iterable[float]) -> StepSchedule:
-        """The same steps at other widths."""
-        return replace(self, widths=tuple(widths))
+    @property
+    def guided(self) -> bool:
+        """Whether the network also runs without the class, for guidance."""
+        return self.guidance_scale != 1.0
 
-    def with_steps(self, timesteps: Iterable[int], widths: Iterable[float]) -> StepSchedule:
+    @property
+    def unconditional_widths(self) -> tuple[float, ...]:
+        """The width of each step's unconditional branch; without guidance there is none to run."""
+        return self.guidance_widths or self.widths
+
+    def with_widths(
+        self, widths: Iterable[float], guidance_widths: Iterable[float] | None = None
+    ) -> StepSchedule:
+        """The same steps at other widths; the unconditional branch follows them, if not told."""
+        guidance_widths = None if guidance_widths is None else tuple(guidance_widths)
+        return replace(self, widths=tuple(widths), guidance_widths=guidance_widths)
+
+    def at_width(self, width: float) -> StepSchedule:
+        """The same steps, all of them and both branches at one width."""
+        return self.with_widths([width] * len(self))
+
+    def with_steps(
+        self,
+        timesteps: Iterable[int],
+        widths: Iterable[float],
+        guidance_widths: Iterable[float] | None = None,
+    ) -> StepSchedule:
         """The same sampler over other timesteps and widths."""
-        return replace(self, timesteps=tuple(timesteps), widths=tuple(widths))
+        guidance_widths = None if guidance_widths is None else tuple(guidance_widths)
+        return replace(
+            self,
+            timesteps=tuple(timesteps),
+            widths=tuple(widths),
+            guidance_widths=guidance_widths,
+        )
 
     def width_counts(self) -> dict[float, int]:
         """How many steps run at each width, widest first."""
         return dict(sorted(Counter(self.widths).items(), reverse=True))
+
+    def call_counts(self) -> dict[float, int]:
+        """How often an image goes through the network at each width, widest first.
+
+        Heun's method calls it twice a step, the last one excepted; guidance doubles every call.
+        """
+        calls: Counter[float] = Counter()
+        branches = [self.widths, self.unconditional_widths] if self.guided else [self.widths]
+        for widths in branches:
+            calls.update(widths)
+            if self.sampler == "heun":
+                calls.update(widths[:-1])
+        return dict(sorted(calls.items(), reverse=True))
 
     def segments(self) -> list[tuple[float, int]]:
         """(width, number of steps) of each run of equal widths, in sampling order."""
@@ -127,7 +215,7 @@ class StepSchedule:
     def check_model(self, widths: Iterable[float], train_timesteps: int) -> None:
         """Raise `InputError` unless a model with these widths and T can run the schedule."""
         known = sorted(set(widths), reverse=True)
-        for width in self.width_counts():
+        for width in self.call_counts():
             if width not in known:
                 raise invalid("widths", width, f"is not a width of the model; it has {known}")
         if self.train_timesteps != train_timesteps:
@@ -147,10 +235,10 @@ class StepSchedule:
             "timesteps": list(self.timesteps),
             "widths": list(self.widths),
         }
-        if self.eta != 0.0:
-            value["eta"] = self.eta
-        if self.variance != "fixed_large":
-            value["variance"] = self.variance
+        for name, default in _DEFAULTS.items():
+            option = getattr(self, name)
+            if option != default:
+                value[name] = list(option) if isinstance(option, tuple) else option
         return value
 
     @classmethod
@@ -161,9 +249,9 @@ class StepSchedule:
             InputError: a key is missing or unknown, or a value breaks a rule.
         """
         fields = check_keys(
-            value, format=FORMAT, version=VERSION, required=_REQUIRED, optional=_OPTIONAL
+            value, format=FORMAT, version=VERSION, required=_REQUIRED, optional=_DEFAULTS
         )
-        for key in ("timesteps", "widths"):
+        for key in {"timesteps", "widths", "guidance_widths"} & set(fields):
             if not isinstance(fields[key], list):
                 raise invalid(key, fields[key], "must be a list")
             fields[key] = tuple(fields[key])
@@ -221,12 +309,14 @@ def _check_timesteps(schedule: StepSchedule) -> tuple[int, ...]:
     return tuple(int(t) for t in timesteps)
 
 
-def _check_widths(schedule: StepSchedule) -> tuple[float, ...]:
-    widths = tuple(schedule.widths)
-    if len(widths) != len(schedule.timesteps):
-        rule = f"must be as many as the timesteps ({len(schedule.timesteps)})"
-        raise invalid("widths", f"{len(widths)} values", rule)
+def _check_widths(
+    name: str, values: Iterable[float], timesteps: Sequence[int]
+) -> tuple[float, ...]:
+    widths = tuple(values)
+    if len(widths) != len(timesteps):
+        rule = f"must be as many as the timesteps ({len(timesteps)})"
+        raise invalid(name, f"{len(widths)} values", rule)
     for width in widths:
         if not _is_number(width) or not 0.0 < width <= 1.0:
-            raise invalid("widths", width, "must lie in (0, 1]")
+            raise invalid(name, width, "must lie in (0, 1]")
     return tuple(float(width) for width in widths)

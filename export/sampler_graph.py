@@ -14,9 +14,12 @@ import tensorflow as tf
 from keras import ops
 
 from ddsm_tf.noise import NoiseTable
-from ddsm_tf.sampling import StepCoefficients, ddim_step, ddpm_step, step_coefficients, take_step
-from ddsm_tf.schedule import SAMPLERS, VARIANCES, StepSchedule
+from ddsm_tf.sampling import StepCoefficients, step_coefficients, take_step
+from ddsm_tf.schedule import VARIANCES, StepSchedule
 from ddsm_tf.seeds import box_muller, counter_of, philox, split
+from ddsm_tf.solvers import ddim, ddpm, x0_from_output
+
+SAMPLERS = ("ddim", "ddpm")
 
 MAX_IMAGES = 1024
 """Of one request: a number mistyped must not take the server's memory."""
@@ -31,7 +34,7 @@ class Steps(NamedTuple):
     Attributes:
         timesteps: int32 (S,).
         branches: int32 (S,), which of the networks runs.
-        coefficients: float32 (S, 5), `StepCoefficients` of each step.
+        coefficients: float32 (S, 7), `StepCoefficients` of each step.
         draws: int32 (S,), how often noise was drawn before the step's own.
     """
 
@@ -164,16 +167,22 @@ class SamplerGraph:
         return _steps(tf.constant(self.schedule.timesteps), tf.constant(branches), rows)
 
     def _coefficients(self, timesteps, sampler, eta, variance) -> tf.Tensor:
-        """`step_coefficients` of tensors, float32 (S, 5)."""
+        """`step_coefficients` of tensors, float32 (S, 7)."""
         table = tf.constant(self.noise_table.alphas_cumprod, tf.float64)
         now = tf.gather(table, timesteps)
         after = tf.concat([now[1:], tf.ones((1,), tf.float64)], 0)
-        ddim = tf.stack(ddim_step(now, after, tf.cast(eta, tf.float64)), 1)
-        large, small = (tf.stack(ddpm_step(now, after, which), 1) for which in VARIANCES)
-        ddpm = tf.where(variance == VARIANCES[0], large, small)
-        rows = tf.where(sampler == "ddpm", ddpm, ddim)
+        x0 = x0_from_output(self.noise_table.prediction, now, self.noise_table.data_std)
+
+        def rows_of(update: Any) -> tf.Tensor:
+            columns = (x0[0], x0[1], update[0], update[1], update[3], update[2], x0[2])
+            return tf.stack(columns, 1)
+
+        implicit = rows_of(ddim(now, after, tf.cast(eta, tf.float64)))
+        large, small = (rows_of(ddpm(now, after, which)) for which in VARIANCES)
+        ancestral = tf.where(variance == VARIANCES[0], large, small)
+        rows = tf.where(sampler == "ddpm", ancestral, implicit)
         last = tf.one_hot(tf.size(timesteps) - 1, tf.size(timesteps), dtype=tf.float64)
-        without_noise = tf.one_hot(4, 5, dtype=tf.float64)
+        without_noise = tf.one_hot(4, 7, dtype=tf.float64)
         return tf.cast(rows * (1.0 - last[:, None] * without_noise), tf.float32)
 
     def _seeded(self, seed: tf.Tensor, index: tf.Tensor) -> Draw:
@@ -210,7 +219,7 @@ class SamplerGraph:
             noise = tf.cond(
                 row.x_from_noise > 0.0, lambda: draw(steps.draws[k]), lambda: tf.zeros_like(x)
             )
-            x = take_step(x, epsilon, noise, row, lambda x0: tf.clip_by_value(x0, -1.0, 1.0))
+            x, _ = take_step(x, epsilon, noise, row, lambda x0: tf.clip_by_value(x0, -1.0, 1.0))
             return k + 1, tf.ensure_shape(x, (None, *self.image_shape))
 
         count = tf.size(steps.timesteps)

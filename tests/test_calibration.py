@@ -13,7 +13,7 @@ from ddsm_tf.export.calibration import (
     samples_of_all,
 )
 from ddsm_tf.noise import NoiseTable
-from ddsm_tf.sampling import ddim_step
+from ddsm_tf.sampling import step_coefficients
 from ddsm_tf.schedule import StepSchedule, even_timesteps
 from ddsm_tf.seeds import ImageNoise
 
@@ -65,10 +65,9 @@ def test_a_short_share_gives_each_trajectory_once():
 def test_samples_are_states_of_real_trajectories():
     x = ImageNoise(3, 0, TRAJECTORIES, SHAPE).draw()
     states = {}
-    alpha_bars = [*TABLE.alphas_cumprod[list(SCHEDULE.timesteps)], 1.0]
-    for i, (t, width) in enumerate(zip(SCHEDULE.timesteps, SCHEDULE.widths, strict=True)):
+    rows = step_coefficients(SCHEDULE, TABLE)
+    for t, width, row in zip(SCHEDULE.timesteps, SCHEDULE.widths, rows, strict=True):
         states[t] = x
-        row = ddim_step(alpha_bars[i], alpha_bars[i + 1])
         x0 = np.clip(row.x0_from_x * x + row.x0_from_model * shrink(x, t, width), -1, 1)
         x = row.x_from_x0 * x0 + row.x_from_x * x
     for found in samples(seed=3, count=60).values():

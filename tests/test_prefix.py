@@ -230,7 +230,8 @@ MACS = {1.0: 16.0, 0.5: 4.0}
 
 def make_evaluator(distance=lambda images: 7.5, **options):
     options = {"images": 6, "batch_size": 4, **options}
-    return ScheduleEvaluator(Network(), TABLE, SHAPE, distance, MACS, 5, **options)
+    full = StepSchedule.uniform(1.0, even_timesteps(1000, 5))
+    return ScheduleEvaluator(Network(), TABLE, SHAPE, distance, MACS, full, **options)
 
 
 def test_costs_and_calls_of_a_schedule_are_exact():

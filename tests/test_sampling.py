@@ -12,8 +12,6 @@ from ddsm_tf.noise import NoiseTable
 from ddsm_tf.sampling import (
     StepCoefficients,
     clip_to_range,
-    ddim_step,
-    ddpm_step,
     sample,
     sample_images,
     step_coefficients,
@@ -21,6 +19,7 @@ from ddsm_tf.sampling import (
 )
 from ddsm_tf.schedule import StepSchedule, even_timesteps
 from ddsm_tf.seeds import ImageNoise
+from ddsm_tf.solvers import ddim, ddpm, x0_from_output
 
 # Computed here rather than taken from the table under test.
 ALPHA_BARS = np.cumprod(1.0 - np.linspace(1e-4, 0.02, 1000))
@@ -44,6 +43,20 @@ each_sampler = pytest.mark.parametrize(
     "options", SAMPLERS, ids=lambda o: "-".join(map(str, o.values()))
 )
 each_pair = pytest.mark.parametrize(("now", "after"), PAIRS)
+
+
+def row_of(update, alpha_bar=0.64):
+    """The factors of a call that predicts ε at ᾱ_t."""
+    x0_from_x, x0_from_model, model_from_x = x0_from_output("epsilon", alpha_bar)
+    return StepCoefficients(
+        x0_from_x,
+        x0_from_model,
+        update.x_from_x0,
+        update.x_from_x,
+        update.x_from_noise,
+        update.x_from_previous,
+        model_from_x,
+    )
 
 
 def ideal_epsilon(x, alpha_bar, mean=MEAN, deviation=DEVIATION):
@@ -143,13 +156,14 @@ def test_trajectory_follows_the_papers(options):
 
 @each_pair
 def test_ddim_with_eta_one_is_ddpm_with_the_small_variance(now, after):
-    def in_x_and_epsilon(row):
+    def in_x_and_epsilon(update):
+        row = row_of(update, now)
         factor_x = row.x_from_x0 * row.x0_from_x + row.x_from_x
         return factor_x, row.x_from_x0 * row.x0_from_model, row.x_from_noise
 
-    ddim = in_x_and_epsilon(ddim_step(now, after, eta=1.0))
-    ddpm = in_x_and_epsilon(ddpm_step(now, after, "fixed_small"))
-    np.testing.assert_allclose(ddim, ddpm, rtol=1e-9)
+    implicit = in_x_and_epsilon(ddim(now, after, eta=1.0))
+    ancestral = in_x_and_epsilon(ddpm(now, after, "fixed_small"))
+    np.testing.assert_allclose(implicit, ancestral, rtol=1e-9)
 
 
 @each_pair
@@ -157,7 +171,7 @@ def test_ddpm_step_is_the_posterior_of_bayes(now, after):
     # Prior x_s | x_0 ~ N(√ᾱ_s x_0, 1 - ᾱ_s), likelihood x_t | x_s ~ N(√α x_s, 1 - α).
     alpha = now / after
     variance = 1 / (alpha / (1 - alpha) + 1 / (1 - after))
-    row = ddpm_step(now, after, "fixed_small")
+    row = ddpm(now, after, "fixed_small")
     assert row.x_from_noise**2 == pytest.approx(variance, rel=1e-9)
     assert row.x_from_x == pytest.approx(variance * np.sqrt(alpha) / (1 - alpha), rel=1e-9)
     assert row.x_from_x0 == pytest.approx(variance * np.sqrt(after) / (1 - after), rel=1e-9)
@@ -167,15 +181,15 @@ def test_ddpm_step_is_the_posterior_of_bayes(now, after):
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
 def test_step_carries_one_marginal_to_the_next(now, after, eta):
     # From x_t = √ᾱ_t x_0 + √(1-ᾱ_t) ε with x_0 known, x_s must be √ᾱ_s x_0 + √(1-ᾱ_s) ε'.
-    row = ddim_step(now, after, eta)
+    row = ddim(now, after, eta)
     assert row.x_from_x0 + row.x_from_x * np.sqrt(now) == pytest.approx(np.sqrt(after), rel=1e-9)
     variance = row.x_from_x**2 * (1 - now) + row.x_from_noise**2
     assert variance == pytest.approx(1 - after, rel=1e-9)
 
 
 def test_fixed_large_variance_is_beta():
-    assert ddpm_step(0.64, 0.81, "fixed_large").x_from_noise ** 2 == pytest.approx(1 - 0.64 / 0.81)
-    small = ddpm_step(0.64, 0.81, "fixed_small").x_from_noise ** 2
+    assert ddpm(0.64, 0.81, "fixed_large").x_from_noise ** 2 == pytest.approx(1 - 0.64 / 0.81)
+    small = ddpm(0.64, 0.81, "fixed_small").x_from_noise ** 2
     assert small == pytest.approx((1 - 0.64 / 0.81) * 0.19 / 0.36)
 
 
@@ -230,9 +244,9 @@ def test_coefficients_are_python_floats():
 # predicted x_0 is 2.5, clipped to 1. DDIM then takes ε = (2 - 0.8)/0.6 = 2 from the clipped x_0;
 # DDPM weighs x_0 and x by 0.9 β/0.36 and √α 0.19/0.36 with α = 0.64/0.81 and √α = 8/9.
 CLIPPED = [
-    (ddim_step(0.64, 0.81), 0.9 * 1 + np.sqrt(0.19) * 2, 0.9 * 2.5),
+    (row_of(ddim(0.64, 0.81)), 0.9 * 1 + np.sqrt(0.19) * 2, 0.9 * 2.5),
     (
-        ddpm_step(0.64, 0.81),
+        row_of(ddpm(0.64, 0.81)),
         0.9 * (0.17 / 0.81) / 0.36 * 1 + 8 / 9 * 0.19 / 0.36 * 2,
         0.9 * (0.17 / 0.81) / 0.36 * 2.5 + 8 / 9 * 0.19 / 0.36 * 2,
     ),
@@ -244,17 +258,19 @@ CLIPPED = [
 def test_x0_is_clipped_inside_the_step(row, clipped, free, sign):
     x = np.full((1, 1, 1, 1), 2.0 * sign)
     zero = np.zeros_like(x)
-    assert take_step(x, zero, None, row).item() == pytest.approx(sign * clipped, rel=1e-12)
-    assert take_step(x, zero, None, row, clip=None).item() == pytest.approx(sign * free, rel=1e-12)
+    assert take_step(x, zero, None, row)[0].item() == pytest.approx(sign * clipped, rel=1e-12)
+    assert take_step(x, zero, None, row, clip=None)[0].item() == pytest.approx(
+        sign * free, rel=1e-12
+    )
     # Inside the range the clip must change nothing.
-    inside = take_step(0.1 * x, zero, None, row).item()
-    assert inside == take_step(0.1 * x, zero, None, row, clip=None).item()
+    inside = take_step(0.1 * x, zero, None, row)[0].item()
+    assert inside == take_step(0.1 * x, zero, None, row, clip=None)[0].item()
 
 
 def test_noise_enters_with_its_factor():
-    row = ddpm_step(0.64, 0.81)
+    row = row_of(ddpm(0.64, 0.81))
     x = np.zeros((1, 1, 1, 1))
-    step = take_step(x, x, np.full_like(x, 3.0), row).item()
+    step = take_step(x, x, np.full_like(x, 3.0), row)[0].item()
     assert step == pytest.approx(3.0 * np.sqrt(1 - 0.64 / 0.81))
 
 

@@ -144,7 +144,7 @@ def test_save_without_overwrite_keeps_the_old_file(tmp_path):
         ("train_timesteps", 1000.0),
         ("train_timesteps", True),
         ("train_timesteps", "1000"),
-        ("sampler", "euler"),
+        ("sampler", "leapfrog"),
         ("sampler", None),
         ("sampler", ["ddim"]),
         ("variance", "learned"),

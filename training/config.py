@@ -12,6 +12,10 @@ from typing import Any
 
 from ddsm_tf.errors import InputError, invalid
 from ddsm_tf.files import check_keys, read_json, write_json
+from ddsm_tf.labels import MAX_CLASSES
+from ddsm_tf.noise import PREDICTIONS
+from ddsm_tf.schedule import MAX_GUIDANCE, SAMPLERS
+from ddsm_tf.timesteps import SPACINGS
 
 FORMAT = "ddsm-run"
 VERSION = 1
@@ -28,7 +32,14 @@ class RunConfig:
         channels: 1 (grey) to 4 (RGBA).
         base_channels, channel_multipliers, attention_resolutions, blocks_per_level, widths,
             dropout: see `ddsm_tf.models.SlimmableUNet`.
-        train_timesteps, beta_start, beta_end: the linear noise table.
+        num_classes: of the data's labels; 0 trains without them.
+        noise_schedule: "linear" (from `beta_start` to `beta_end`), "cosine", or "edm" (noise levels
+            from `sigma_min` to `sigma_max`).
+        train_timesteps: T of the noise table.
+        prediction: what the network puts out, "epsilon", "v", "x0" or "edm"; `data_std` belongs to
+            the last; see `ddsm_tf.NoiseTable`.
+        weighting: of the timesteps' losses, "uniform" or "min_snr".
+        label_dropout: share of labels left out in training, for guidance.
         middle_widths, distillation: see `ddsm_tf.models.DiffusionModel`.
         steps: training steps in all.
         batch_size: images a step, over all devices.
@@ -42,7 +53,8 @@ class RunConfig:
         jit_compile: compile steps with XLA.
         checkpoint_every, log_every, sample_every: in steps; 0 turns sample grids off.
         seed: fixes the weights, the order of the data, noise and widths.
-        sampling_steps: DDIM steps of search and evaluation unless told otherwise.
+        sampler, sampling_steps, timestep_spacing, guidance_scale: of samples, search and evaluation
+            unless told otherwise; see `ddsm_tf.StepSchedule` and `ddsm_tf.timesteps`.
         search_segments, search_trials, search_images: defaults of `ddsm search`.
 
     Raises:
@@ -59,9 +71,17 @@ class RunConfig:
     blocks_per_level: int = 2
     widths: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
     dropout: float = 0.0
+    num_classes: int = 0
+    noise_schedule: str = "linear"
     train_timesteps: int = 1000
     beta_start: float = 1e-4
     beta_end: float = 0.02
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    prediction: str = "epsilon"
+    data_std: float = 0.5
+    weighting: str = "uniform"
+    label_dropout: float = 0.1
     middle_widths: int = 1
     distillation: float = 0.0
     steps: int = 100_000
@@ -79,7 +99,10 @@ class RunConfig:
     log_every: int = 50
     sample_every: int = 1000
     seed: int = 0
+    sampler: str = "ddim"
     sampling_steps: int = 50
+    timestep_spacing: str = "even"
+    guidance_scale: float = 1.0
     search_segments: int = 10
     search_trials: int = 48
     search_images: int = 1024
@@ -89,6 +112,11 @@ class RunConfig:
             value = _coerce(field.name, getattr(self, field.name), field.type)
             object.__setattr__(self, field.name, value)
             _check_range(field.name, value)
+        if (self.noise_schedule == "edm") != (self.prediction == "edm"):
+            rule = 'must be "edm" where noise_schedule is, and nowhere else'
+            raise invalid("prediction", self.prediction, rule)
+        if self.guidance_scale != 1.0 and not self.num_classes:
+            raise invalid("guidance_scale", self.guidance_scale, "needs num_classes above 0")
 
     def changed(self, assignments: Iterable[str]) -> RunConfig:
         """A copy with `key=value` texts applied, as given to `--set`.
@@ -131,13 +159,34 @@ class RunConfig:
 
 
 # Fields that older runs lack, and what those runs did.
-_SINCE = {"held_out_images": 0}
+_SINCE = {
+    "held_out_images": 0,
+    "num_classes": 0,
+    "noise_schedule": "linear",
+    "sigma_min": 0.002,
+    "sigma_max": 80.0,
+    "prediction": "epsilon",
+    "data_std": 0.5,
+    "weighting": "uniform",
+    "label_dropout": 0.1,
+    "sampler": "ddim",
+    "timestep_spacing": "even",
+    "guidance_scale": 1.0,
+}
 _CHOICES = {
+    "noise_schedule": ("linear", "cosine", "edm"),
+    "prediction": PREDICTIONS,
+    "weighting": ("uniform", "min_snr"),
+    "sampler": SAMPLERS,
+    "timestep_spacing": SPACINGS,
     "learning_rate_decay": ("constant", "cosine"),
     "mixed_precision": ("float32", "mixed_bfloat16"),
 }
 _AT_LEAST_ZERO = {"sample_every", "warmup_steps", "middle_widths", "held_out_images"}
 _LIMITS = {
+    "num_classes": (0, MAX_CLASSES),
+    "label_dropout": (0, 1),
+    "guidance_scale": (0, MAX_GUIDANCE),
     "channels": (1, 4),
     "dropout": (0, 1),
     "distillation": (0, 1),

@@ -61,6 +61,17 @@ def load_images(source: str, image_size: int, channels: int) -> ImageSet:
     return ImageSet(fitted, labels)
 
 
+def check_classes(images: ImageSet, source: str, num_classes: int) -> None:
+    """Raise `InputError` unless every image has a label in [0, num_classes)."""
+    if images.labels is None:
+        rule = "has no labels; conditional training needs them (or --set num_classes=0)"
+        raise invalid("data", source, rule)
+    low, high = images.labels.min(), images.labels.max()
+    if low < 0 or high >= num_classes:
+        rule = f"must be above every label; {source} has labels from {low} to {high}"
+        raise invalid("num_classes", num_classes, rule)
+
+
 def split_images(images: ImageSet, held_out: int, seed: int) -> tuple[ImageSet, ImageSet]:
     """Images to train on and images that training never sees; at most a tenth are held out.
 
@@ -79,15 +90,23 @@ def split_images(images: ImageSet, held_out: int, seed: int) -> tuple[ImageSet, 
 
 
 def training_batches(
-    images: np.ndarray, *, batch_size: int, seed: int, first_step: int, steps: int, flip: bool
-) -> Iterator[tuple[np.ndarray]]:
+    images: np.ndarray,
+    *,
+    batch_size: int,
+    seed: int,
+    first_step: int,
+    steps: int,
+    flip: bool,
+    labels: np.ndarray | None = None,
+) -> Iterator[tuple]:
     """Batches of steps first_step … steps - 1, each a pure function of seed and step.
 
     Every epoch visits each image once in an order of its own; a batch may span two epochs. A run
     that is resumed at any step therefore sees the images that an uninterrupted one sees.
 
     Yields:
-        Tuples of one array, as Keras wants them: float32 (batch_size, H, W, C) in [-1, 1].
+        Tuples of one element, as Keras wants them: float32 (batch_size, H, W, C) in [-1, 1], or the
+        pair of these and int32 labels (batch_size,) where there are labels.
     """
     count = len(images)
     orders: dict[int, np.ndarray] = {}
@@ -107,7 +126,7 @@ def training_batches(
         if flip:
             mirrored = np.random.default_rng([seed, 1, step]).random(batch_size) < 0.5
             batch[mirrored] = batch[mirrored, :, ::-1]
-        yield (batch,)
+        yield ((batch, labels[rows].astype(np.int32)),) if labels is not None else (batch,)
 
 
 def _digits(_: str) -> tuple[Any, np.ndarray]:

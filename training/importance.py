@@ -48,17 +48,19 @@ def importance_of(run: Run, model: Any) -> ImportanceTable:
         if table.weights == weights:
             return table
     training, held_out = run.load_split()
-    images = (held_out if len(held_out.images) >= 2 else training).images[:IMAGES]
+    chosen = held_out if len(held_out.images) >= 2 else training
+    labels = chosen.labels[:IMAGES].astype(np.int32) if run.config.num_classes else None
     timesteps = min(TIMESTEPS, run.config.train_timesteps)
     with progress_bar(timesteps, "importance") as bar:
         table = measure_importance(
             model.denoise,
             run.noise_table,
-            to_float(images),
+            to_float(chosen.images[:IMAGES]),
             model.unet.widths,
             timesteps=timesteps,
             seed=run.config.seed,
             weights=weights,
+            labels=labels,
             on_timestep=bar.update,
         )
     table.save(path)
@@ -71,7 +73,7 @@ def importance_of(run: Run, model: Any) -> ImportanceTable:
 def importance_schedules(
     run: Run,
     *,
-    sampler: str = "ddim",
+    sampler: str | None = None,
     steps: int | None = None,
     cost: str = "macs",
     budgets: Sequence[float] = BUDGETS,

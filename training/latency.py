@@ -157,6 +157,7 @@ def _benchmark(
         batch=batch,
         rounds=rounds,
         t=model.noise_table.train_timesteps // 2,
+        num_classes=model.unet.num_classes,
         on_round=on_round,
     )
     return latency_content(

@@ -13,10 +13,12 @@ import numpy as np
 
 from ddsm_tf.errors import InputError, invalid
 from ddsm_tf.files import atomic_file
+from ddsm_tf.labels import check_conditional
 from ddsm_tf.noise import NoiseTable
-from ddsm_tf.schedule import StepSchedule, even_timesteps
+from ddsm_tf.schedule import StepSchedule
+from ddsm_tf.timesteps import spaced_timesteps
 from ddsm_tf.training.config import RunConfig
-from ddsm_tf.training.data import ImageSet, load_images, split_images
+from ddsm_tf.training.data import ImageSet, check_classes, load_images, split_images
 
 KEPT_CHECKPOINTS = 3
 
@@ -94,9 +96,17 @@ class Run:
 
     @property
     def noise_table(self) -> NoiseTable:
-        """The forward process."""
+        """The forward process, and what the network puts out."""
         config = self.config
-        return NoiseTable.linear(config.train_timesteps, config.beta_start, config.beta_end)
+        T = config.train_timesteps
+        if config.noise_schedule == "edm":
+            sigmas = config.sigma_min, config.sigma_max
+            return NoiseTable.edm(T, *sigmas, data_std=config.data_std)
+        if config.noise_schedule == "cosine":
+            table = NoiseTable.cosine(T)
+        else:
+            table = NoiseTable.linear(T, config.beta_start, config.beta_end)
+        return table.predicting(config.prediction)
 
     @property
     def provenance(self) -> dict[str, str | int]:
@@ -107,7 +117,11 @@ class Run:
 
     def load_data(self) -> ImageSet:
         """All images of the run's source."""
-        return load_images(self.config.data, self.config.image_size, self.config.channels)
+        config = self.config
+        images = load_images(config.data, config.image_size, config.channels)
+        if config.num_classes:
+            check_classes(images, config.data, config.num_classes)
+        return images
 
     def load_split(self) -> tuple[ImageSet, ImageSet]:
         """The images that the run trains on, and those it holds out."""
@@ -127,7 +141,23 @@ class Run:
             blocks_per_level=config.blocks_per_level,
             widths=config.widths,
             dropout=config.dropout,
+            num_classes=config.num_classes,
             name="unet",
+        )
+
+    def new_model(self, unet: Any = None) -> Any:
+        """A `DiffusionModel` as the configuration says, over `unet` or fresh weights."""
+        from ddsm_tf.models import DiffusionModel
+
+        config = self.config
+        return DiffusionModel(
+            unet or self.new_unet(),
+            self.noise_table,
+            middle_widths=config.middle_widths,
+            distillation=config.distillation,
+            weighting=config.weighting,
+            label_dropout=config.label_dropout,
+            seed=config.seed,
         )
 
     def load_unet(self) -> Any:
@@ -158,9 +188,7 @@ class Run:
 
     def load_model(self) -> Any:
         """A `DiffusionModel` over `load_unet`, ready to sample."""
-        from ddsm_tf.models import DiffusionModel
-
-        return DiffusionModel(self.load_unet(), self.noise_table, seed=self.config.seed)
+        return self.new_model(self.load_unet())
 
     def save_unet(self, unet: Any) -> None:
         """Write the network, atomically."""
@@ -168,38 +196,71 @@ class Run:
             unet.save(temporary)
 
     def schedule(
-        self, choice: str | None, *, sampler: str | None = None, steps: int | None = None
+        self,
+        choice: str | None,
+        *,
+        sampler: str | None = None,
+        steps: int | None = None,
+        spacing: str | None = None,
+        eta: float | None = None,
+        churn: float | None = None,
+        guidance_scale: float | None = None,
+        guidance_width: float | None = None,
     ) -> StepSchedule:
         """The schedule a user named.
 
         Args:
             choice: "full", "uniform:W", a schedule file, or None for the chosen one (full width
                 where no search has run).
-            sampler: of "full" and "uniform:W"; None is "ddim".
-            steps: of "full" and "uniform:W"; None takes the configuration's, or all for DDPM.
+            sampler, spacing, guidance_scale: of "full" and "uniform:W"; None takes the
+                configuration's.
+            steps: of these; None takes the configuration's, or all for DDPM.
+            eta, churn: of these, for the samplers that have them; None is 0.
+            guidance_width: of their unconditional branch; None is the step's own.
 
         Raises:
-            InputError: the file is broken or asks for what the model does not have, or `sampler` or
-                `steps` is given beside a file, which has its own.
+            InputError: the file is broken or asks for what the model does not have, or an option is
+                given beside a file, which has its own.
         """
         config = self.config
         if choice is None:
             choice = str(self.schedule_path) if self.schedule_path.exists() else "full"
+        options = {
+            "--sampler": sampler,
+            "--steps": steps,
+            "--timesteps": spacing,
+            "--eta": eta,
+            "--churn": churn,
+            "--guidance": guidance_scale,
+            "--guidance-width": guidance_width,
+        }
         if choice == "full" or choice.startswith("uniform:"):
             width = max(config.widths) if choice == "full" else _parse_width(choice)
+            sampler = sampler or config.sampler
             if steps is None:
                 steps = config.train_timesteps if sampler == "ddpm" else config.sampling_steps
-            timesteps = even_timesteps(config.train_timesteps, steps)
+            spacing = spacing or config.timestep_spacing
+            if eta is not None and sampler != "ddim":
+                raise invalid("--eta", eta, "is for ddim")
+            scale = config.guidance_scale if guidance_scale is None else guidance_scale
             schedule = StepSchedule.uniform(
-                width, timesteps, train_timesteps=config.train_timesteps, sampler=sampler or "ddim"
+                width,
+                spaced_timesteps(spacing, self.noise_table, steps),
+                train_timesteps=config.train_timesteps,
+                sampler=sampler,
+                eta=eta or 0.0,
+                churn=churn or 0.0,
+                guidance_scale=scale,
+                guidance_widths=guidance_width and (guidance_width,) * steps,
             )
         else:
-            for name, value in {"--sampler": sampler, "--steps": steps}.items():
+            for name, value in options.items():
                 if value is not None:
                     rule = f"is for full and uniform:W; {choice} has its own (add --schedule full?)"
                     raise invalid(name, value, rule)
             schedule = StepSchedule.load(choice)
         schedule.check_model(config.widths, config.train_timesteps)
+        check_conditional(schedule.guidance_scale, config.num_classes)
         return schedule
 
 

@@ -16,19 +16,36 @@ BATCH_SIZE = 64
 
 
 def sample_with_bar(
-    run: Run, schedule: StepSchedule, count: int, seed: int, *, label: str = "sample"
+    run: Run,
+    schedule: StepSchedule,
+    count: int,
+    seed: int,
+    *,
+    labels: np.ndarray | None = None,
+    label: str = "sample",
 ) -> np.ndarray:
     """Sample uint8 (count, H, W, C) images from a run's weights, with a progress bar."""
     model = run.load_model()
     bar = progress_bar(len(schedule) * math.ceil(count / BATCH_SIZE), label)
     with bar:
         return model.sample(
-            schedule, count, seed, batch_size=BATCH_SIZE, on_step=lambda step: bar.update()
+            schedule,
+            count,
+            seed,
+            batch_size=BATCH_SIZE,
+            labels=labels,
+            on_step=lambda step: bar.update(),
         )
 
 
 def sample_to_file(
-    run: Run, schedule: StepSchedule, count: int, seed: int, out: str | os.PathLike
+    run: Run,
+    schedule: StepSchedule,
+    count: int,
+    seed: int,
+    out: str | os.PathLike,
+    *,
+    labels: np.ndarray | None = None,
 ) -> None:
     """Sample and write a `.png` grid or a `.npy` array, atomically."""
-    save_images(sample_with_bar(run, schedule, count, seed), out)
+    save_images(sample_with_bar(run, schedule, count, seed, labels=labels), out)

@@ -14,6 +14,7 @@ from ddsm_tf.cost import cost_per_width
 from ddsm_tf.errors import InputError, invalid
 from ddsm_tf.files import read_json, write_json
 from ddsm_tf.latency import time_widths
+from ddsm_tf.sampling import clip_to_range
 from ddsm_tf.search import Evolution, ScheduleEvaluator, ScheduleSpace
 from ddsm_tf.search.baselines import (
     FixedSchedules,
@@ -61,7 +62,7 @@ class SearchOptions:
     """
 
     method: str = "nsga2"
-    sampler: str = "ddim"
+    sampler: str | None = None
     steps: int | None = None
     cost: str = "macs"
     trials: int | None = None
@@ -132,13 +133,16 @@ class SearchProblem:
             self.model.unet.image_shape,
             frechet_distance_of(self.run),
             self.macs,
-            len(self.base),
+            self.base,
             cost=self.cost,
             seconds=self._step_seconds(),
             images=self.images,
             batch_size=BATCH_SIZE,
             max_bytes=self.options.memory * 2**20,
             branch_timesteps=self.space(self.options.method).branch_timesteps,
+            num_classes=self.model.unet.num_classes,
+            clip=clip_to_range if self.model.clip else None,
+            decode=self.model.decode,
         )
 
     def _step_seconds(self) -> dict[float, float]:
@@ -157,6 +161,7 @@ class SearchProblem:
                 batch=batch,
                 rounds=TIMING_ROUNDS,
                 t=self.run.config.train_timesteps // 2,
+                num_classes=unet.num_classes,
             )
             values = {width: float(np.median(timed[width])) / 1000 / batch for width in unet.widths}
             write_json(path, {str(width): value for width, value in values.items()})

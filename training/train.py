@@ -16,7 +16,7 @@ from ddsm_tf.errors import invalid
 from ddsm_tf.models import Adam, DiffusionModel, LinearWarmup
 from ddsm_tf.training.callbacks import Checkpointer, LossLog, SampleGrids, StepBar
 from ddsm_tf.training.config import RunConfig
-from ddsm_tf.training.data import training_batches
+from ddsm_tf.training.data import ImageSet, training_batches
 from ddsm_tf.training.run import Checkpoints, Run
 
 
@@ -56,16 +56,10 @@ def train(run: Run) -> DiffusionModel:
         Interrupted: SIGINT or SIGTERM came; a checkpoint was written first.
     """
     config = run.config
-    images = run.load_split()[0].images
+    images = run.load_split()[0]
     keras.utils.set_random_seed(config.seed % 2**32)
     keras.config.set_dtype_policy(config.mixed_precision)
-    model = DiffusionModel(
-        run.new_unet(),
-        run.noise_table,
-        middle_widths=config.middle_widths,
-        distillation=config.distillation,
-        seed=config.seed,
-    )
+    model = run.new_model()
     model.compile(make_optimizer(config), jit_compile=config.jit_compile)
     model.optimizer.build(model.trainable_variables)
     checkpoints = Checkpoints(run.path / "checkpoints")
@@ -104,11 +98,12 @@ def state_variables(model: DiffusionModel) -> list[Any]:
 
 
 def _fit(
-    run: Run, model: DiffusionModel, images: Any, checkpoints: Checkpoints, first_step: int
+    run: Run, model: DiffusionModel, images: ImageSet, checkpoints: Checkpoints, first_step: int
 ) -> None:
     config = run.config
     batches = training_batches(
-        images,
+        images.images,
+        labels=images.labels if config.num_classes else None,
         batch_size=config.batch_size,
         seed=config.seed,
         first_step=first_step,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from typing import Any
 
 import click
 
@@ -12,60 +14,87 @@ from ddsm_tf.commands.shared import (
     schedule_option,
     seed_option,
 )
-from ddsm_tf.schedule import SAMPLERS
+from ddsm_tf.schedule import MAX_GUIDANCE, SAMPLERS
+from ddsm_tf.timesteps import SPACINGS
 
-# A schedule file has a sampler and steps of its own.
-uniform_sampler_option = click.option(
-    "--sampler",
-    type=click.Choice(SAMPLERS),
-    help="Sampler of full and uniform:W; ddim if left out.",
-)
-uniform_steps_option = click.option(
-    "--steps",
-    type=click.IntRange(min=1),
-    help="Steps of full and uniform:W; the run's default if left out.",
-)
+# What full and uniform:W are made of; a schedule file has its own.
+_UNIFORM_OPTIONS = [
+    click.option("--sampler", type=click.Choice(SAMPLERS), help="The run's if left out."),
+    click.option("--steps", type=click.IntRange(min=1), help="The run's if left out."),
+    click.option(
+        "--timesteps",
+        "spacing",
+        type=click.Choice(SPACINGS),
+        help="How the steps are spaced: in t, by Karras's noise levels, or in log-SNR.",
+    ),
+    click.option("--eta", type=click.FloatRange(0, 1), help="Noise of ddim; 0 if left out."),
+    click.option("--churn", type=click.FloatRange(min=0), help="S_churn of euler and heun."),
+    click.option(
+        "--guidance",
+        "guidance_scale",
+        type=click.FloatRange(0, MAX_GUIDANCE),
+        metavar="SCALE",
+        help="Classifier-free guidance of a model with classes; 1 is none.",
+    ),
+    click.option(
+        "--guidance-width",
+        type=click.FloatRange(0, 1, min_open=True),
+        metavar="W",
+        help="Width of the unconditional branch; the step's own if left out.",
+    ),
+]
+
+
+def uniform_options(command: Callable) -> Callable:
+    """The options of the schedules full and uniform:W."""
+    for option in reversed(_UNIFORM_OPTIONS):
+        command = option(command)
+    return command
 
 
 @click.command()
 @run_argument
 @schedule_option
-@uniform_sampler_option
-@uniform_steps_option
+@uniform_options
 @click.option("-n", "count", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option(
+    "--class",
+    "classes",
+    metavar="K|K,K,…|none",
+    help="Classes that the images take in turn; all of the model's if left out.",
+)
 @seed_option
 @click.option("-o", "out", required=True, metavar="FILE.png|FILE.npy")
 def sample(
-    run: str, schedule: str, sampler: str, steps: int, count: int, seed: int, out: str
+    run: str, schedule: str, count: int, classes: str | None, seed: int, out: str, **options: Any
 ) -> None:
     """Sample images: a grid as PNG, or uint8 NHWC as NPY."""
     from ddsm_tf.images import check_image_path
+    from ddsm_tf.labels import parse_labels
 
     check_image_path(out)
     opened = open_run(run)
     from ddsm_tf.training.sample import sample_to_file
 
-    chosen = opened.schedule(schedule, sampler=sampler, steps=steps)
-    sample_to_file(opened, chosen, count, seed, out)
+    chosen = opened.schedule(schedule, **options)
+    labels = parse_labels(classes, count, opened.config.num_classes)
+    sample_to_file(opened, chosen, count, seed, out, labels=labels)
     click.echo(out)
 
 
 @click.command()
 @run_argument
 @schedule_option
-@uniform_sampler_option
-@uniform_steps_option
+@uniform_options
 @click.option("-n", "count", type=click.IntRange(min=2), help="Images to compare.")
 @seed_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def evaluate(
-    run: str, schedule: str, sampler: str, steps: int, count: int, seed: int, as_json: bool
-) -> None:
+def evaluate(run: str, schedule: str, count: int, seed: int, as_json: bool, **options: Any) -> None:
     """Distance to the real images, MACs, share of the full cost, seconds an image."""
     opened = open_run(run)
     from ddsm_tf.training.evaluate import evaluate_run
 
-    chosen = opened.schedule(schedule, sampler=sampler, steps=steps)
+    chosen = opened.schedule(schedule, **options)
     result = evaluate_run(opened, chosen, count, seed)
     if as_json:
         click.echo(json.dumps(result, indent=2))

@@ -20,9 +20,7 @@ schedule_option = click.option(
 sampler_option = click.option(
     "--sampler",
     type=click.Choice(SAMPLERS),
-    default="ddim",
-    show_default=True,
-    help="Sampler of every schedule.",
+    help="Sampler of every schedule; the run's if left out.",
 )
 steps_option = click.option(
     "--steps", type=click.IntRange(min=1), help="Sampler steps; the run's default if left out."

@@ -16,6 +16,7 @@ from ddsm_tf.models.layers import (
     SlimmableConv2D,
     SlimmableDense,
     SlimmableGroupNorm,
+    SlimmableLayer,
     over_pixels,
 )
 
@@ -63,6 +64,46 @@ class TimestepEmbedding(Block):
         return {
             **super().get_config(),
             "frequency_channels": self.frequency_channels,
+            "outputs": self.outputs,
+        }
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class ClassEmbedding(SlimmableLayer):
+    """A vector for each class and one for "no class", `(N,) → (N, outputs)`.
+
+    It is added to the timestep's embedding (Dhariwal and Nichol, 2021, arXiv 2105.05233, section
+    3.1).
+
+    Args:
+        num_classes: K; labels are integers in [0, K], K being "no class".
+        outputs: channel axis of the embedding.
+    """
+
+    def __init__(self, num_classes: int, outputs: ChannelAxis, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.num_classes = num_classes
+        self.outputs = ChannelAxis(*outputs)
+
+    def build(self, input_shape: Any = None) -> None:
+        self.table = self.add_weight(
+            shape=(self.num_classes + 1, self.outputs.channels),
+            initializer=keras.initializers.RandomNormal(stddev=1.0),
+            name="table",
+        )
+        self.built = True
+
+    def weight_axes(self):
+        return [(self.table, {1: (self.outputs,)})]
+
+    def call(self, labels: Any, width: float = 1.0) -> Any:
+        (table,) = self.weights_at(width)
+        return ops.take(table, ops.cast(labels, "int32"), axis=0)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "num_classes": self.num_classes,
             "outputs": self.outputs,
         }
 
@@ -157,7 +198,10 @@ class AttentionBlock(Block):
         # Exponentials of a half-precision score lose the small attentions.
         attention = ops.cast(ops.softmax(ops.cast(scores, "float32")), self.compute_dtype)
         h = ops.reshape(ops.matmul(attention, value), (-1, height, breadth, channels))
-        cost.report(attention_macs=2 * pixels**2 * channels)
+        cost.report(
+            attention_macs=2 * pixels**2 * channels,
+            activations=pixels * (2 * pixels + channels),
+        )
         return x + self.output_conv(h, width=width)
 
     def get_config(self) -> dict[str, Any]:

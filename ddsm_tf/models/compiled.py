@@ -8,9 +8,11 @@ from typing import Any
 import keras
 import numpy as np
 
+from ddsm_tf.errors import invalid
+
 
 class CompiledDenoiser:
-    """`denoise(x, t, width)` over a `SlimmableUNet`, NumPy in and out.
+    """`denoise(x, t, width, labels)` over a `SlimmableUNet`, NumPy in and out.
 
     The graph of a width is compiled at its first call and reads the weights at each call, so
     it may be kept while training goes on.
@@ -23,12 +25,25 @@ class CompiledDenoiser:
         self._unet = unet
         self._compiled: dict[float, Callable] = {}
 
-    def __call__(self, x: np.ndarray, t: int | np.ndarray, width: float) -> np.ndarray:
-        """ε for x, float32 (N, H, W, C), at timestep t, a scalar or (N,)."""
+    def __call__(
+        self,
+        x: np.ndarray,
+        t: int | np.ndarray,
+        width: float,
+        labels: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """The output for x, float32 (N, H, W, C), at timestep t, a scalar or (N,).
+
+        Models with classes need `labels`, int32 (N,).
+        """
         if width not in self._compiled:
             self._compiled[width] = _compile(self._unet, self._unet.check_width(width))
         timesteps = np.broadcast_to(np.asarray(t, np.float32), (len(x),))
-        return np.asarray(self._compiled[width](x, timesteps), np.float32)
+        given = [] if labels is None else [np.asarray(labels, np.int32)]
+        if bool(given) != bool(self._unet.num_classes):
+            rule = "must be given to a model with classes, and to no other"
+            raise invalid("labels", labels, f"{rule}; num_classes is {self._unet.num_classes}")
+        return np.asarray(self._compiled[width](x, timesteps, *given), np.float32)
 
 
 def _compile(unet: Any, width: float) -> Callable:
@@ -37,7 +52,7 @@ def _compile(unet: Any, width: float) -> Callable:
         return _compile_tensorflow(unet, width)
     if backend == "jax":
         return _compile_jax(unet, width)
-    return lambda x, t: keras.ops.convert_to_numpy(unet(x, t, width=width))
+    return lambda *inputs: keras.ops.convert_to_numpy(unet(*inputs, width=width))
 
 
 def _compile_tensorflow(unet: Any, width: float) -> Callable:
@@ -48,20 +63,22 @@ def _compile_tensorflow(unet: Any, width: float) -> Callable:
         tf.TensorSpec((None, *unet.image_shape), tf.float32),
         tf.TensorSpec((None,), tf.float32),
     ]
-    graph = tf.function(lambda x, t: unet(x, t, width=width), input_signature=signature)
-    return lambda x, t: tf.cast(graph(x, t), tf.float32)
+    if unet.num_classes:
+        signature.append(tf.TensorSpec((None,), tf.int32))
+    graph = tf.function(lambda *inputs: unet(*inputs, width=width), input_signature=signature)
+    return lambda *inputs: tf.cast(graph(*inputs), tf.float32)
 
 
 def _compile_jax(unet: Any, width: float) -> Callable:
     import jax
 
     @jax.jit
-    def forward(trainable: list, non_trainable: list, x: Any, t: Any) -> Any:
-        return unet.stateless_call(trainable, non_trainable, x, t, width=width)[0]
+    def forward(trainable: list, non_trainable: list, *inputs: Any) -> Any:
+        return unet.stateless_call(trainable, non_trainable, *inputs, width=width)[0]
 
-    def run(x: Any, t: Any) -> Any:
+    def run(*inputs: Any) -> Any:
         trainable = [variable.value for variable in unet.trainable_variables]
         non_trainable = [variable.value for variable in unet.non_trainable_variables]
-        return forward(trainable, non_trainable, x, t)
+        return forward(trainable, non_trainable, *inputs)
 
     return run

@@ -14,6 +14,7 @@ from keras import ops
 from ddsm_tf.errors import InputError, invalid
 from ddsm_tf.models.compiled import CompiledDenoiser
 from ddsm_tf.models.layers import PACKAGE
+from ddsm_tf.models.objective import Objective
 from ddsm_tf.models.optimizers import _ClipReducedGradients
 from ddsm_tf.models.replicas import (
     replica_count,
@@ -34,7 +35,7 @@ def loss_name(width: float) -> str:
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
 class DiffusionModel(keras.Model):
-    """Trains a `SlimmableUNet` to predict noise at every width, and samples images.
+    """Trains a `SlimmableUNet` to denoise at every width, and samples images.
 
     Each step runs the widest, the narrowest and some random middle widths on the same x_t, t and
     noise and sums their losses (the sandwich rule: Yu and Huang, 2019, arXiv 1903.05134; DDSM,
@@ -46,18 +47,25 @@ class DiffusionModel(keras.Model):
 
     Args:
         unet: the network.
-        noise_table: the forward process.
+        noise_table: the forward process, and what the network puts out.
         middle_widths: how many random middle widths a step trains; more than there are means all.
         distillation: in [0, 1], the share of a narrower width's target that is the widest
-            width's output (in place, no gradient) and not the noise.
-        seed: fixes timesteps, noise and the choice of widths.
+            width's output (in place, no gradient) and not the truth.
+        weighting: of the timesteps, "uniform" or "min_snr"; see `ddsm_tf.models.objective`.
+        label_dropout: in [0, 1], the share of labels that training replaces by "no class", so that
+            samples can be guided (classifier-free guidance, algorithm 1).
+        clip: whether samples lie in [-1, 1]; latents do not.
+        decode: latents float32 (N, H, W, C) → images float (N, H', W', C') in [-1, 1], for
+            `sample`; None where images are denoised. It is no part of the saved model.
+        seed: fixes timesteps, noise, dropped labels and the choice of widths.
 
     Call arguments:
-        images: float (N, H, W, C) in [-1, 1].
+        inputs: float (N, H, W, C) in [-1, 1]; with classes the pair of these and labels, integers
+            (N,) in [0, K).
         training: the sandwich's widths if true, every width if not.
 
     Returns:
-        Width's log name → its squared error per image, float32 (N,).
+        Width's log name → its weighted squared error per image, float32 (N,).
 
     Raises:
         InputError: an argument breaks its rule, or the images are integers.
@@ -76,6 +84,10 @@ class DiffusionModel(keras.Model):
         middle_widths: int = 1,
         distillation: float = 0.0,
         seed: int = 0,
+        weighting: str = "uniform",
+        label_dropout: float = 0.1,
+        clip: bool = True,
+        decode: Callable[[np.ndarray], Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -83,10 +95,17 @@ class DiffusionModel(keras.Model):
             raise invalid("middle_widths", middle_widths, "must be 0 or more")
         if not 0.0 <= distillation <= 1.0:
             raise invalid("distillation", distillation, "must lie in [0, 1]")
+        if not 0.0 <= label_dropout <= 1.0:
+            raise invalid("label_dropout", label_dropout, "must lie in [0, 1]")
         self.unet = unet
         self.noise_table = noise_table
         self.middle_widths = middle_widths
         self.distillation = float(distillation)
+        self.weighting = weighting
+        self.label_dropout = float(label_dropout)
+        self.clip = clip
+        self.decode = decode
+        self._objective = Objective.of(noise_table, weighting)
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.loss_trackers = {
@@ -110,48 +129,78 @@ class DiffusionModel(keras.Model):
             )
         super().compile(optimizer=optimizer, **kwargs)
 
-    def call(self, images: Any, training: bool = False) -> dict[str, Any]:
-        images = self._check_images(images)
-        t, noise = self._draw(ops.shape(images)[0])
-        signal_scale, noise_scale = (
-            ops.take(scale.astype(np.float32), t)[:, None, None, None]
-            for scale in self.noise_table.signal_and_noise_scale()
-        )
-        x_t = signal_scale * images + noise_scale * noise
+    def call(self, inputs: Any, training: bool = False) -> dict[str, Any]:
+        images, labels = self._check_inputs(inputs)
+        count = ops.shape(images)[0]
+        t, noise = self._draw(count)
+        if labels is not None and training and self.label_dropout:
+            labels = self._drop(labels, count)
+        at_t = self._objective.at(t)
+        x_t = at_t.signal * images + at_t.noise * noise
+        target = at_t.target_image * images + at_t.target_noise * noise
+        network_inputs = (at_t.input_scale * x_t, t, *(() if labels is None else (labels,)))
         widths = self._training_widths if training else self.unet.widths
-        losses = self._loss_per_width(x_t, t, noise, widths, training)
+        losses = self._loss_per_width(network_inputs, target, at_t.weight, widths, training)
         self.add_loss(sum(ops.mean(loss) for loss in losses.values()))
         return losses
 
     def _loss_per_width(
-        self, x_t: Any, t: Any, noise: Any, widths: Sequence[float], training: bool
+        self, inputs: tuple, target: Any, weight: Any, widths: Sequence[float], training: bool
     ) -> dict[str, Any]:
         """Squared error of each width (DDPM, equation 14); the narrower may imitate the widest."""
         losses, teacher = {}, None
         for width in widths:
-            epsilon = ops.cast(self.unet(x_t, t, width=width, training=training), "float32")
-            loss = ops.mean(ops.square(epsilon - noise), axis=(1, 2, 3))
+            output = ops.cast(self.unet(*inputs, width=width, training=training), "float32")
+            loss = ops.mean(ops.square(output - target), axis=(1, 2, 3))
             if teacher is None:
-                teacher = ops.stop_gradient(epsilon)
+                teacher = ops.stop_gradient(output)
             elif training and self.distillation:
-                imitation = ops.mean(ops.square(epsilon - teacher), axis=(1, 2, 3))
+                imitation = ops.mean(ops.square(output - teacher), axis=(1, 2, 3))
                 loss = (1.0 - self.distillation) * loss + self.distillation * imitation
-            losses[loss_name(width)] = loss
+            losses[loss_name(width)] = loss * ops.reshape(weight, (-1,))
         return losses
 
     def _draw(self, batch: Any) -> tuple[Any, Any]:
         """This replica's rows of the global batch's timesteps, int32 (N,), and noise."""
-        rows, first = batch * replica_count(), batch * replica_index()
-        t = keras.random.randint(
-            (rows,), 0, self.noise_table.train_timesteps, seed=self.seed_generator
-        )
+        rows = batch * replica_count()
+        t = self._draw_timesteps(rows)
         noise = keras.random.normal(
             (rows, *self.unet.image_shape), dtype="float32", seed=self.seed_generator
         )
+        return self._mine(t, batch), self._mine(noise, batch)
+
+    def _draw_timesteps(self, rows: Any) -> Any:
+        cumulative = self._objective.cumulative_probabilities
+        if cumulative is None:
+            T = self.noise_table.train_timesteps
+            return keras.random.randint((rows,), 0, T, seed=self.seed_generator)
+        uniform = keras.random.uniform((rows,), dtype="float32", seed=self.seed_generator)
+        return ops.cast(ops.searchsorted(cumulative, uniform), "int32")
+
+    def _drop(self, labels: Any, batch: Any) -> Any:
+        """`labels` with some replaced by "no class"."""
+        rows = batch * replica_count()
+        uniform = keras.random.uniform((rows,), dtype="float32", seed=self.seed_generator)
+        dropped = self._mine(uniform, batch) < self.label_dropout
+        return ops.where(dropped, self.unet.num_classes, labels)
+
+    def _mine(self, values: Any, batch: Any) -> Any:
+        """This replica's rows of what was drawn for the global batch."""
         if replica_count() == 1:
-            return t, noise
-        mine = first + ops.arange(batch)
-        return ops.take(t, mine, axis=0), ops.take(noise, mine, axis=0)
+            return values
+        return ops.take(values, batch * replica_index() + ops.arange(batch), axis=0)
+
+    def _check_inputs(self, inputs: Any) -> tuple[Any, Any]:
+        if not self.unet.num_classes:
+            return self._check_images(inputs), None
+        if not isinstance(inputs, (tuple, list)) or len(inputs) != 2:
+            rule = f"must be a pair of images and labels, for {self.unet.num_classes} classes"
+            raise invalid("inputs", type(inputs).__name__, rule)
+        images, labels = inputs
+        if len(labels.shape) != 1 or keras.backend.is_float_dtype(labels.dtype):
+            given = f"{keras.backend.standardize_dtype(labels.dtype)} {tuple(labels.shape)}"
+            raise invalid("labels", given, "must be integers (N,)")
+        return self._check_images(images), ops.cast(labels, "int32")
 
     def _check_images(self, images: Any) -> Any:
         expected = self.unet.image_shape
@@ -249,7 +298,8 @@ class DiffusionModel(keras.Model):
         seed: int = 0,
         *,
         batch_size: int = 64,
-        clip: bool = True,
+        labels: Any = None,
+        clip: bool | None = None,
         on_step: Callable[[int], None] | None = None,
     ) -> np.ndarray:
         """Sample images with the model's present weights (after `fit` with EMA: the average).
@@ -259,14 +309,17 @@ class DiffusionModel(keras.Model):
             count: number of images N.
             seed: image i depends on seed and i only.
             batch_size: images at a time.
-            clip: clip each step's estimate of the image to [-1, 1].
+            labels: classes of a model that has them, integers (N,) or one for all; None takes them
+                in turn. The number of classes stands for none of them.
+            clip: clip each step's estimate of the image to [-1, 1]; None does as the model says.
             on_step: called after every step of every batch with the step's index.
 
         Returns:
             uint8 (N, H, W, C).
 
         Raises:
-            InputError: the schedule has a width or a number of timesteps that is not the model's.
+            InputError: the schedule has a width or a number of timesteps that is not the model's,
+                or the labels do not fit.
         """
         schedule.check_model(self.unet.widths, self.noise_table.train_timesteps)
         return sample_images(
@@ -277,7 +330,10 @@ class DiffusionModel(keras.Model):
             count,
             seed=seed,
             batch_size=batch_size,
-            clip=clip_to_range if clip else None,
+            labels=labels,
+            num_classes=self.unet.num_classes,
+            clip=clip_to_range if (self.clip if clip is None else clip) else None,
+            decode=self.decode,
             on_step=on_step,
         )
 
@@ -288,6 +344,9 @@ class DiffusionModel(keras.Model):
             "noise_table": self.noise_table.to_dict(),
             "middle_widths": self.middle_widths,
             "distillation": self.distillation,
+            "weighting": self.weighting,
+            "label_dropout": self.label_dropout,
+            "clip": self.clip,
             "seed": self.seed,
         }
 

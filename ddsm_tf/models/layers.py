@@ -162,7 +162,10 @@ class SlimmableConv2D(SlimmableLayer):
             x = ops.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
             padding = "valid"
         x = ops.conv(x, kernel, self.strides, padding, data_format="channels_last")
-        cost.report(macs=math.prod(x.shape[1:3]) * math.prod(kernel.shape))
+        cost.report(
+            macs=math.prod(x.shape[1:3]) * math.prod(kernel.shape),
+            activations=math.prod(x.shape[1:]),
+        )
         return x + bias
 
     def get_config(self) -> dict[str, Any]:
@@ -251,6 +254,7 @@ class SlimmableGroupNorm(SlimmableLayer):
 
     def call(self, x: Any, width: float = 1.0) -> Any:
         gamma, beta = (ops.cast(weight, "float32") for weight in self.weights_at(width))
+        cost.report(activations=math.prod(x.shape[1:]))
         member = self.membership(width)
         # Tensors made once, or a graph would hold them once for each product.
         to_groups = ops.convert_to_tensor(member / member.sum(axis=0))

@@ -11,7 +11,14 @@ import numpy as np
 from keras import ops
 
 from ddsm_tf.errors import InputError, invalid
-from ddsm_tf.models.blocks import AttentionBlock, ResidualBlock, TimestepEmbedding, Upsample
+from ddsm_tf.labels import MAX_CLASSES
+from ddsm_tf.models.blocks import (
+    AttentionBlock,
+    ClassEmbedding,
+    ResidualBlock,
+    TimestepEmbedding,
+    Upsample,
+)
 from ddsm_tf.models.layers import (
     PACKAGE,
     ChannelAxis,
@@ -41,18 +48,21 @@ class SlimmableUNet(keras.Model):
         group_size: channels of a normalisation group at the first level. None takes the
             smallest of at least 4 and base_channels / 32 that makes every width exact.
         timestep_channels: sinusoids of the timestep embedding; None takes `base_channels`.
+        num_classes: K of a model with classes; 0 is a model without.
 
     Call arguments:
         x: noisy images, float (N, H, W, C), about unit variance.
         t: timesteps, (N,), integers or whole floats.
+        labels: classes, integers (N,) in [0, K], where K is "no class"; None without classes.
         width: one of `widths`; None takes the widest.
         training: whether dropout is on.
 
     Returns:
-        The predicted noise, float (N, H, W, C).
+        The predicted noise, float (N, H, W, C), or what else `NoiseTable.prediction` says.
 
     Raises:
-        InputError: an argument breaks its rule, or `width` is none of `widths`.
+        InputError: an argument breaks its rule, `width` is none of `widths`, or labels are given to
+            a model without classes or left out of one with.
 
     Example:
         >>> unet = SlimmableUNet(image_size=8, channels=1, base_channels=16,
@@ -75,6 +85,7 @@ class SlimmableUNet(keras.Model):
         dropout: float = 0.0,
         group_size: int | None = None,
         timestep_channels: int | None = None,
+        num_classes: int = 0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -90,6 +101,7 @@ class SlimmableUNet(keras.Model):
         self.dropout = _check_dropout(dropout)
         self.group_size = choose_group_size(base_channels, self.widths, group_size)
         self.timestep_channels = _check_timestep_channels(timestep_channels, base_channels)
+        self.num_classes = _check_integer("num_classes", num_classes, 0, MAX_CLASSES)
         self._check_widths_differ()
         self._make_layers()
         for layer in self._flatten_layers(include_self=False, recursive=False):
@@ -151,15 +163,30 @@ class SlimmableUNet(keras.Model):
             self.up_levels.append(stages)
         self.output_norm = SlimmableGroupNorm((h,))
         self.output_conv = SlimmableConv2D((h,), image, kernel_initializer="zeros")
+        self.class_embedding = None
+        if self.num_classes:
+            self.class_embedding = ClassEmbedding(self.num_classes, embedding)
 
     def _attention(self, level: int, axis: ChannelAxis) -> list[AttentionBlock]:
         height = self.image_size[0] >> level
         return [AttentionBlock(axis)] if height in self.attention_resolutions else []
 
-    def call(self, x: Any, t: Any, width: float | None = None, training: bool = False) -> Any:
+    def call(
+        self,
+        x: Any,
+        t: Any,
+        labels: Any = None,
+        width: float | None = None,
+        training: bool = False,
+    ) -> Any:
         width = self.check_width(width)
         x = ops.cast(x, self.compute_dtype)
         embedding = self.timestep_embedding(t, width=width)
+        if (labels is None) != (self.class_embedding is None):
+            rule = "must be given to a model with classes, and to no other"
+            raise invalid("labels", labels, f"{rule}; num_classes is {self.num_classes}")
+        if self.class_embedding is not None:
+            embedding = embedding + self.class_embedding(labels, width=width)
 
         def run(layer: keras.layers.Layer, h: Any) -> Any:
             if isinstance(layer, ResidualBlock):
@@ -238,6 +265,7 @@ class SlimmableUNet(keras.Model):
             "blocks_per_level": self.blocks_per_level,
             "widths": self.widths,
             "dropout": self.dropout,
+            "num_classes": self.num_classes,
             "group_size": self.group_size,
             "timestep_channels": self.timestep_channels,
         }

@@ -9,7 +9,7 @@ import numpy as np
 
 from ddsm_tf.cost import schedule_cost
 from ddsm_tf.noise import NoiseTable
-from ddsm_tf.sampling import Denoiser
+from ddsm_tf.sampling import Clip, Denoiser, clip_to_range
 from ddsm_tf.schedule import StepSchedule
 from ddsm_tf.search.prefix import PrefixSampler
 
@@ -29,13 +29,13 @@ class ScheduleEvaluator:
         image_shape: (H, W, C).
         distance: scores images.
         macs: width → MACs of a step for one image.
-        full_steps: steps of a schedule that skips none.
+        full: the schedule that skips no step; its widths do not matter.
         cost: width → cost of a step; `macs` if left out.
         seconds: width → seconds of a step for one image, or None where they were not measured.
         images: how many to sample, unless a call says otherwise.
         batch_size: images at a time.
         max_bytes: memory for shared states; 0 shares none.
-        branch_timesteps: see `PrefixSampler`.
+        branch_timesteps, num_classes, clip, decode: see `PrefixSampler`.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class ScheduleEvaluator:
         image_shape: tuple[int, int, int],
         distance: Distance,
         macs: Mapping[float, float],
-        full_steps: int,
+        full: StepSchedule,
         *,
         cost: Mapping[float, float] | None = None,
         seconds: Mapping[float, float] | None = None,
@@ -53,10 +53,13 @@ class ScheduleEvaluator:
         batch_size: int = 256,
         max_bytes: int = 2**30,
         branch_timesteps: Collection[int] | None = None,
+        num_classes: int = 0,
+        clip: Clip | None = clip_to_range,
+        decode: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> None:
         self.distance = distance
         self.macs = macs
-        self.full_steps = full_steps
+        self.full_macs = schedule_cost(full.at_width(max(macs)), macs)
         self.cost = cost or macs
         self.seconds = seconds
         self.images = images
@@ -67,6 +70,9 @@ class ScheduleEvaluator:
             batch_size=batch_size,
             max_bytes=max_bytes,
             branch_timesteps=branch_timesteps,
+            num_classes=num_classes,
+            clip=clip,
+            decode=decode,
         )
 
     def __call__(
@@ -94,7 +100,7 @@ class ScheduleEvaluator:
             "distance": self.distance(sampled),
             "cost": schedule_cost(schedule, self.cost),
             "macs": macs,
-            "macs_fraction": macs / (self.full_steps * self._full_macs),
+            "macs_fraction": macs / self.full_macs,
             "seconds": schedule_cost(schedule, self.seconds) if self.seconds else 0.0,
             "calls": float(calls.total()),
             "reused_calls": float(reused.total()),

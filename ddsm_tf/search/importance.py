@@ -21,6 +21,7 @@ from ddsm_tf.files import check_keys, read_json, write_json
 from ddsm_tf.noise import NoiseTable
 from ddsm_tf.sampling import Denoiser, step_coefficients
 from ddsm_tf.schedule import StepSchedule, even_timesteps
+from ddsm_tf.solvers import x0_from_output
 
 FORMAT = "ddsm-importance"
 VERSION = 1
@@ -165,6 +166,7 @@ def measure_importance(
     seed: int = 0,
     batch_size: int = 256,
     weights: str = "",
+    labels: np.ndarray | None = None,
     on_timestep: Callable[[], None] | None = None,
 ) -> ImportanceTable:
     """Measure the table: the same images and the same noise for every width and timestep.
@@ -180,6 +182,7 @@ def measure_importance(
         seed: of the noise.
         batch_size: images at a time.
         weights: fingerprint of the network's weights, kept with the table.
+        labels: int32 (N,), the images' classes, for a model with classes.
         on_timestep: called after each timestep, for progress bars.
 
     Raises:
@@ -194,7 +197,9 @@ def measure_importance(
     steps = even_timesteps(noise_table.train_timesteps, timesteps)
     columns = []
     for t in steps:
-        columns.append(_errors_at(denoise, noise_table, images, noise, widths, t, batch_size))
+        columns.append(
+            _errors_at(denoise, noise_table, images, noise, widths, t, batch_size, labels)
+        )
         if on_timestep:
             on_timestep()
     errors = np.stack(columns, axis=1)  # (W, K, N)
@@ -219,6 +224,7 @@ def _errors_at(
     widths: tuple[float, ...],
     t: int,
     batch_size: int,
+    labels: np.ndarray | None,
 ) -> np.ndarray:
     """Each image's squared error of the noise, float64 (W, N)."""
     signal_scale, noise_scale = (scale[t] for scale in noise_table.signal_and_noise_scale())
@@ -226,9 +232,46 @@ def _errors_at(
     for first in range(0, len(images), batch_size):
         rows = slice(first, first + batch_size)
         x_t = (signal_scale * images[rows] + noise_scale * noise[rows]).astype(np.float32)
-        outputs = np.array([denoise(x_t, t, width) for width in widths], np.float64)
-        parts.append(np.mean(np.square(outputs - noise[rows]), axis=(2, 3, 4)))
+        given = () if labels is None else (labels[rows],)
+        predicted = np.array(
+            [predicted_noise(denoise, noise_table, x_t, t, width, *given) for width in widths],
+            np.float64,
+        )
+        parts.append(np.mean(np.square(predicted - noise[rows]), axis=(2, 3, 4)))
     return np.concatenate(parts, axis=1)
+
+
+def predicted_noise(
+    denoise: Denoiser,
+    noise_table: NoiseTable,
+    x_t: np.ndarray,
+    t: int,
+    width: float,
+    labels: np.ndarray | None = None,
+) -> np.ndarray:
+    """The noise that the network sees in x_t, whatever its output means.
+
+    Args:
+        denoise: the network.
+        noise_table: the forward process, and what the output means.
+        x_t: float32 (N, H, W, C).
+        t: the timestep of all of them.
+        width: at which the network runs.
+        labels: int32 (N,) for a model with classes.
+
+    Returns:
+        ε, (N, H, W, C).
+    """
+    alpha_bar = float(noise_table.alphas_cumprod[t])
+    x0_from_x, x0_from_model, model_from_x = x0_from_output(
+        noise_table.prediction, alpha_bar, noise_table.data_std
+    )
+    given = () if labels is None else (labels,)
+    if noise_table.prediction == "epsilon":
+        return denoise(x_t, t, width, *given)
+    output = denoise((model_from_x * x_t).astype(np.float32), t, width, *given)
+    x0 = x0_from_x * x_t.astype(np.float64) + x0_from_model * output
+    return (x_t - alpha_bar**0.5 * x0) / (1.0 - alpha_bar) ** 0.5
 
 
 def step_gains(schedule: StepSchedule, noise_table: NoiseTable, image_std: float) -> np.ndarray:
@@ -238,12 +281,25 @@ def step_gains(schedule: StepSchedule, noise_table: NoiseTable, image_std: float
     by every later step. A later step is linear in x once its network is replaced by the best linear
     denoiser of data with standard deviation s, x̂_0 = sqrt(ᾱ) s² / (ᾱ s² + 1 - ᾱ) · x: it scales x
     by x_from_x0 times that plus x_from_x. So errors made early are damped, as they are in practice;
-    with the network's outputs held fixed they would seem to grow without bound.
+    with the network's outputs held fixed they would seem to grow without bound. Solvers of a higher
+    order and churn are taken as DDIM, which has the same limit.
     """
-    rows = np.array(step_coefficients(schedule, noise_table))
-    _, x0_from_model, x_from_x0, x_from_x, _ = rows.T
+    first_order = StepSchedule(
+        schedule.timesteps,
+        schedule.widths,
+        schedule.train_timesteps,
+        sampler="ddpm" if schedule.sampler == "ddpm" else "ddim",
+        eta=schedule.eta,
+        variance=schedule.variance,
+    )
+    rows = step_coefficients(first_order, noise_table)
+    x_from_x0, x_from_x = (
+        np.array([getattr(row, name) for row in rows]) for name in ("x_from_x0", "x_from_x")
+    )
     alpha_bar = noise_table.alphas_cumprod[list(schedule.timesteps)]
+    # An error δ of the noise moves x̂_0 by σ_t δ.
+    x0_from_noise = noise_table.sigmas[list(schedule.timesteps)]
     shrinkage = np.sqrt(alpha_bar) * image_std**2 / (alpha_bar * image_std**2 + 1.0 - alpha_bar)
     carried = x_from_x0 * shrinkage + x_from_x
     after = np.append(np.cumprod(carried[:0:-1])[::-1], 1.0)
-    return np.abs(x_from_x0 * x0_from_model) * after
+    return np.abs(x_from_x0 * x0_from_noise) * after
