@@ -165,7 +165,8 @@ def test_the_least_recently_used_state_makes_room():
     found = [reused_steps(sampler, two_steps(width), count=4) for width in order]
     # 0.25 replaces 0.5, which was not used after 1.0 was; 0.5 then replaces 0.25, and so on.
     assert found == [0, 0, 1, 0, 1, 0, 0, 0]
-    assert sum(x.nbytes for x in sampler._states.values()) == sampler._bytes == 2 * 4 * STATE
+    held = sum(x.nbytes for x, _ in sampler._states.values())
+    assert held == sampler._bytes == 2 * 4 * STATE
 
 
 def test_a_state_that_is_too_large_drives_out_no_other():

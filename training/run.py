@@ -129,21 +129,7 @@ class Run:
 
     def new_unet(self) -> Any:
         """The run's architecture with fresh weights."""
-        from ddsm_tf.models import SlimmableUNet
-
-        config = self.config
-        return SlimmableUNet(
-            image_size=config.image_size,
-            channels=config.channels,
-            base_channels=config.base_channels,
-            channel_multipliers=config.channel_multipliers,
-            attention_resolutions=config.attention_resolutions,
-            blocks_per_level=config.blocks_per_level,
-            widths=config.widths,
-            dropout=config.dropout,
-            num_classes=config.num_classes,
-            name="unet",
-        )
+        return network_of(self.config)
 
     def new_model(self, unet: Any = None) -> Any:
         """A `DiffusionModel` as the configuration says, over `unet` or fresh weights."""
@@ -262,6 +248,24 @@ class Run:
         schedule.check_model(config.widths, config.train_timesteps)
         check_conditional(schedule.guidance_scale, config.num_classes)
         return schedule
+
+
+def network_of(config: RunConfig) -> Any:
+    """The `SlimmableUNet` of a configuration with fresh weights."""
+    from ddsm_tf.models import SlimmableUNet
+
+    return SlimmableUNet(
+        image_size=config.image_size,
+        channels=config.channels,
+        base_channels=config.base_channels,
+        channel_multipliers=config.channel_multipliers,
+        attention_resolutions=config.attention_resolutions,
+        blocks_per_level=config.blocks_per_level,
+        widths=config.widths,
+        dropout=config.dropout,
+        num_classes=config.num_classes,
+        name="unet",
+    )
 
 
 def _parse_width(choice: str) -> float:

@@ -18,13 +18,23 @@ def demo(out: str) -> None:
 
 
 @click.command()
-def presets() -> None:
-    """List the presets."""
-    from ddsm_tf.training.presets import ABOUT, PRESETS
+@click.argument("name", metavar="[NAME|all]", required=False)
+def presets(name: str | None) -> None:
+    """List the presets, or show the data-sheet of one or of all."""
+    from ddsm_tf.training.presets import ABOUT, PRESETS, get_preset
 
-    for name, config in PRESETS.items():
-        click.echo(f"{name:15} {ABOUT[name]}")
-        click.echo(f"{'':15} data {config.data}, {config.steps:,} steps of {config.batch_size}")
+    if name is None:
+        for preset, config in PRESETS.items():
+            click.echo(f"{preset:16} {ABOUT[preset]}")
+            click.echo(f"{'':16} data {config.data}, {config.steps:,} steps of {config.batch_size}")
+        return
+    chosen = list(PRESETS.values()) if name == "all" else [get_preset(name)]
+    quiet_tensorflow()
+    from ddsm_tf.training.data_sheet import costs_of, data_sheet
+    from ddsm_tf.training.run import network_of
+
+    for config in chosen:
+        click.echo(data_sheet(config, costs_of(network_of(config))) + "\n")
 
 
 @click.command()
