@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ddsm_tf.edge.manifest import DEFAULT, check_name
-from ddsm_tf.errors import invalid
+from ddsm_tf.errors import InputError, invalid
 from ddsm_tf.files import atomic_folder
+from ddsm_tf.labels import check_conditional
 from ddsm_tf.noise import NoiseTable
 from ddsm_tf.schedule import StepSchedule
 
@@ -66,6 +67,9 @@ def export(
     named = _named(schedule, schedules or {}, unet.widths[0])
     for each in named.values():
         each.check_model(unet.widths, noise_table.train_timesteps)
+        check_conditional(each.guidance_scale, unet.num_classes)
+    if optimization is not None and unet.num_classes:
+        raise InputError("`optimize` does not go with a model with classes; leave it out")
     with atomic_folder(out, overwrite=overwrite) as folder:
         if kind == "savedmodel":
             from ddsm_tf.export.savedmodel import VERSION, write_sampler, write_savedmodels
@@ -133,14 +137,16 @@ def _calibration(
     if not needs_calibration(quantize):
         return None
     denoise = CompiledDenoiser(unet)
-    return samples_of_all(denoise, schedules, noise_table, unet.image_shape, unet.widths)
+    return samples_of_all(
+        denoise, schedules, noise_table, unet.image_shape, unet.widths, unet.num_classes
+    )
 
 
 def _named(
     default: StepSchedule, further: Mapping[str, StepSchedule], widest: float
 ) -> dict[str, StepSchedule]:
     """A bundle's schedules by name."""
-    own = {DEFAULT: default, FULL: default.with_widths([widest] * len(default))}
+    own = {DEFAULT: default, FULL: default.at_width(widest)}
     for name in further:
         if check_name(name) in own:
             raise invalid("schedules", name, "is the name of one that every bundle has")

@@ -11,7 +11,7 @@ import importlib.metadata
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,20 @@ from ddsm_tf.export.slices import make_recipe
 from ddsm_tf.noise import NoiseTable
 from ddsm_tf.schedule import StepSchedule
 
+DECODER_FILE = "decoder.tflite"
+
+
+class TFLiteDecoder(NamedTuple):
+    """What turns latents into images on a device.
+
+    Attributes:
+        content: a TFLite file, latents → images in [-1, 1], float32, with the networks' batch.
+        image_shape: (H, W, C).
+    """
+
+    content: bytes
+    image_shape: tuple[int, int, int]
+
 
 def write_bundle(
     folder: Path,
@@ -33,6 +47,7 @@ def write_bundle(
     *,
     quantize: str = "none",
     batch: int | None = None,
+    decoder: TFLiteDecoder | None = None,
     provenance: Mapping[str, str | int | float] | None = None,
 ) -> None:
     """Turn a folder of plain TFLite files into a bundle.
@@ -48,6 +63,7 @@ def write_bundle(
         schedules: name → schedule; "default" must be there.
         quantize: how the files were quantised.
         batch: images that the networks take at once; None for any number.
+        decoder: of a model of latents.
         provenance: what else the manifest should say of where the weights come from.
 
     Raises:
@@ -61,10 +77,15 @@ def write_bundle(
         if stored[width] != files[width]:
             networks[width]["slices_of"] = widest
     names = sorted(stored.values())
+    if decoder is not None:
+        (folder / DECODER_FILE).write_bytes(decoder.content)
+        names.append(DECODER_FILE)
     manifest = {
         "format": FORMAT,
         "version": VERSION,
         "image_shape": list(unet.image_shape),
+        "num_classes": unet.num_classes,
+        "decoder": decoder and {"file": DECODER_FILE, "image_shape": list(decoder.image_shape)},
         "value_range": [-1.0, 1.0],
         "quantize": quantize,
         "batch": batch,

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ddsm_tf.errors import invalid
+from ddsm_tf.labels import labels_in_turn, no_class
 from ddsm_tf.noise import NoiseTable
-from ddsm_tf.sampling import Denoiser, sample
+from ddsm_tf.sampling import Denoiser, NetworkCall, network_calls, sample
 from ddsm_tf.schedule import StepSchedule
 from ddsm_tf.seeds import ImageNoise
 
@@ -33,10 +34,12 @@ class Samples(NamedTuple):
     Attributes:
         x: states x_t, float32 (N, H, W, C).
         t: their timesteps, float32 (N,).
+        labels: their classes, int32 (N,), for a model with classes; else None.
     """
 
     x: np.ndarray
     t: np.ndarray
+    labels: np.ndarray | None = None
 
 
 def calibration_samples(
@@ -46,6 +49,7 @@ def calibration_samples(
     image_shape: tuple[int, int, int],
     widths: Sequence[float],
     *,
+    num_classes: int = 0,
     count: int = COUNT,
     seed: int = 0,
 ) -> dict[float, Samples]:
@@ -61,6 +65,7 @@ def calibration_samples(
         noise_table: the forward process.
         image_shape: (H, W, C).
         widths: to be calibrated.
+        num_classes: of a model with classes, which trajectories take in turn.
         count: samples a width; fewer where its share has less than count / `TRAJECTORIES` steps.
         seed: fixes the trajectories and the choice.
 
@@ -72,10 +77,11 @@ def calibration_samples(
     """
     if count < 1:
         raise invalid("count", count, "must be at least 1")
-    plans = {width: _plan(own_timesteps(schedule, width), count) for width in widths}
-    states = _states(denoise, schedule, noise_table, image_shape, plans, seed)
+    calls = network_calls(schedule, noise_table)
+    plans = {width: _plan(own_timesteps(calls, width), count) for width in widths}
+    states = _states(denoise, schedule, noise_table, image_shape, plans, num_classes, seed)
     random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed)))
-    return {width: _gather(plan, states, random) for width, plan in plans.items()}
+    return {width: _gather(plan, states, num_classes, random) for width, plan in plans.items()}
 
 
 def samples_of_all(
@@ -84,6 +90,7 @@ def samples_of_all(
     noise_table: NoiseTable,
     image_shape: tuple[int, int, int],
     widths: Sequence[float],
+    num_classes: int = 0,
 ) -> dict[float, Samples]:
     """Samples along several schedules, each width's from those that run it.
 
@@ -91,24 +98,28 @@ def samples_of_all(
     `calibration_samples`, which gives as many samples from each schedule.
     """
     found: dict[float, list[Samples]] = {width: [] for width in widths}
-    unused = set(widths).difference(*(schedule.widths for schedule in schedules))
+    unused = set(widths).difference(*(schedule.call_counts() for schedule in schedules))
     for schedule in schedules:
-        own = [width for width in widths if width in schedule.widths or width in unused]
+        own = [width for width in widths if width in schedule.call_counts() or width in unused]
         unused = set()
         for width, samples in calibration_samples(
-            denoise, schedule, noise_table, image_shape, own
+            denoise, schedule, noise_table, image_shape, own, num_classes=num_classes
         ).items():
             found[width].append(samples)
-    return {
-        width: Samples(*map(np.concatenate, zip(*parts, strict=True)))
-        for width, parts in found.items()
-    }
+    return {width: _joined(parts) for width, parts in found.items()}
 
 
-def own_timesteps(schedule: StepSchedule, width: float) -> tuple[int, ...]:
+def _joined(parts: Sequence[Samples]) -> Samples:
+    labels = None if parts[0].labels is None else np.concatenate([part.labels for part in parts])
+    x, t = (np.concatenate([getattr(part, name) for part in parts]) for name in ("x", "t"))
+    return Samples(x, t, labels)
+
+
+def own_timesteps(calls: Sequence[NetworkCall], width: float) -> tuple[int, ...]:
     """The timesteps at which a schedule runs a width; all of them if it never does."""
-    steps = zip(schedule.timesteps, schedule.widths, strict=True)
-    return tuple(t for t, chosen in steps if chosen == width) or schedule.timesteps
+    own = [call.timestep for call in calls if width in (call.width, call.guidance_width)]
+    # Heun's method may call the network twice at one.
+    return tuple(dict.fromkeys(own or [call.timestep for call in calls]))
 
 
 def _plan(timesteps: Sequence[int], count: int) -> list[State]:
@@ -123,6 +134,7 @@ def _states(
     noise_table: NoiseTable,
     image_shape: tuple[int, int, int],
     plans: Mapping[float, Sequence[State]],
+    num_classes: int,
     seed: int,
 ) -> dict[State, np.ndarray]:
     """The states that the plans name, read off as the sampler calls the network."""
@@ -131,17 +143,32 @@ def _states(
         wanted[t].add(trajectory)
     states = {}
 
-    def recorded(x: Any, t: int, width: float) -> Any:
+    def recorded(x: Any, t: int, width: float, *labels: Any) -> Any:
         states.update({(t, trajectory): np.array(x[trajectory]) for trajectory in wanted[t]})
-        return denoise(x, t, width)
+        return denoise(x, t, width, *labels)
 
-    sample(recorded, schedule, noise_table, ImageNoise(seed, 0, TRAJECTORIES, image_shape))
+    sample(
+        recorded,
+        schedule,
+        noise_table,
+        ImageNoise(seed, 0, TRAJECTORIES, image_shape),
+        labels=labels_in_turn(num_classes, 0, TRAJECTORIES) if num_classes else None,
+        unconditional=no_class(num_classes, TRAJECTORIES) if schedule.guided else None,
+    )
     return states
 
 
 def _gather(
-    plan: Sequence[State], states: Mapping[State, np.ndarray], random: np.random.RandomState
+    plan: Sequence[State],
+    states: Mapping[State, np.ndarray],
+    num_classes: int,
+    random: np.random.RandomState,
 ) -> Samples:
     mixed = [plan[index] for index in random.permutation(len(plan))]
     x = np.stack([states[state] for state in mixed]).astype(np.float32)
-    return Samples(x, np.array([t for t, _ in mixed], np.float32))
+    t = np.array([t for t, _ in mixed], np.float32)
+    # Every second state as the unconditional branch sees it.
+    labels = [trajectory % num_classes for _, trajectory in mixed] if num_classes else None
+    if labels is not None:
+        labels = np.where(np.arange(len(mixed)) % 2, num_classes, labels).astype(np.int32)
+    return Samples(x, t, labels)

@@ -129,7 +129,8 @@ def _batches(samples: Samples, size: int) -> Iterator[dict[str, np.ndarray]]:
     """Batches of one size: the last is filled up with samples from the beginning."""
     count = -(-len(samples.t) // size) * size
     for rows in np.resize(np.arange(len(samples.t)), count).reshape(-1, size):
-        yield {"x": samples.x[rows], "t": samples.t[rows]}
+        labels = {} if samples.labels is None else {"labels": samples.labels[rows]}
+        yield {"x": samples.x[rows], "t": samples.t[rows], **labels}
 
 
 def end_convolutions(model: Any) -> list[str]:

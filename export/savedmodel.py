@@ -21,24 +21,29 @@ VERSION = "1"
 def denoiser_function(
     subnet: Any, batch: int | None = None
 ) -> tf.types.experimental.PolymorphicFunction:
-    """`(x, t) → noise` as a graph, float32 throughout, for any batch size if `batch` is None."""
+    """`(x, t) → output` as a graph, float32 throughout, for any batch size if `batch` is None.
+
+    A model with classes takes `labels`, int32 (N,), as well.
+    """
 
     @tf.autograph.experimental.do_not_convert
-    def denoise(x: tf.Tensor, t: tf.Tensor) -> tf.Tensor:
-        return tf.cast(subnet(x, t), tf.float32)
+    def denoise(*inputs: tf.Tensor) -> tf.Tensor:
+        return tf.cast(subnet(*inputs), tf.float32)
 
     signature = [
         tf.TensorSpec((batch, *subnet.image_shape), tf.float32, name="x"),
         tf.TensorSpec((batch,), tf.float32, name="t"),
     ]
+    if getattr(subnet, "num_classes", 0):
+        signature.append(tf.TensorSpec((batch,), tf.int32, name="labels"))
     return tf.function(denoise, input_signature=signature)
 
 
 def write_savedmodels(unet: Any, folder: Path) -> None:
     """Write `unet_1_0/1/`, …; TF Serving loads such a folder under a model's name.
 
-    The signature `serve` takes `x`, float32 (N, H, W, C), and `t`, float32 (N,), and gives the
-    noise, float32 (N, H, W, C).
+    The signature `serve` takes `x`, float32 (N, H, W, C), and `t`, float32 (N,), for a model with
+    classes also `labels`, int32 (N,), and gives the network's output, float32 (N, H, W, C).
     """
     for width in unet.widths:
         subnet = unet.subnet(width)
@@ -94,7 +99,7 @@ def _save(subnets: Iterable[Any], functions: Mapping[str, Any], path: str | os.P
 
 
 class SavedModelDenoiser:
-    """`denoise(x, t, width)` over a folder of SavedModels, NumPy in and out.
+    """`denoise(x, t, width, labels)` over a folder of SavedModels, NumPy in and out.
 
     Args:
         folder: what `ddsm export RUN savedmodel` wrote.
@@ -109,13 +114,23 @@ class SavedModelDenoiser:
             raise invalid("folder", str(folder), "must be a folder of SavedModels")
         self._loaded: dict[float, Any] = {}
 
-    def __call__(self, x: np.ndarray, t: int | np.ndarray, width: float) -> np.ndarray:
-        """ε for x, float32 (N, H, W, C), at timestep t, a scalar or (N,)."""
+    def __call__(
+        self,
+        x: np.ndarray,
+        t: int | np.ndarray,
+        width: float,
+        labels: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """The output for x, float32 (N, H, W, C), at timestep t, a scalar or (N,).
+
+        Models with classes need `labels`, int32 (N,).
+        """
         if width not in self._loaded:
             self._loaded[width] = self._load(width)
         timesteps = np.broadcast_to(np.asarray(t, np.float32), (len(x),))
         serve = self._loaded[width].signatures["serve"]
-        outputs = serve(x=tf.constant(x), t=tf.constant(timesteps))
+        given = {} if labels is None else {"labels": tf.constant(labels, tf.int32)}
+        outputs = serve(x=tf.constant(x), t=tf.constant(timesteps), **given)
         return next(iter(outputs.values())).numpy()
 
     def _load(self, width: float) -> Any:

@@ -53,7 +53,9 @@ def convert(
     batch: int | None = None,
     calibration: Samples | None = None,
 ) -> bytes:
-    """A plain network as a TFLite file `(x, t) → noise`, float32 inputs and output.
+    """A plain network as a TFLite file `(x, t) → output`, float32 inputs and output.
+
+    A model with classes has a third input, `labels`, int32.
 
     Args:
         subnet: a `SlimmableUNet` with one width.

@@ -81,7 +81,7 @@ def test_every_weight_is_a_slice_and_inputs_with_a_skip_have_two_ranges(big_bund
 def test_the_manifest_vouches_for_every_file(tiny_bundle, tiny_unet, tiny_schedule):
     text = (tiny_bundle / "manifest.json").read_text()
     manifest = json.loads(text)
-    assert manifest["format"] == "ddsm-bundle" and manifest["version"] == 2
+    assert manifest["format"] == "ddsm-bundle" and manifest["version"] == 3
     assert manifest["image_shape"] == [8, 8, 1]
     assert manifest["value_range"] == [-1.0, 1.0]
     assert (manifest["quantize"], manifest["batch"]) == ("none", None)

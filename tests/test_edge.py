@@ -325,7 +325,7 @@ def test_a_missing_file_is_refused(bundle):
 
 CHANGES = {
     "format": {"format": "zip"},
-    "version": {"version": 3},
+    "version": {"version": 4},
     r"version.*=1\)": {"version": 1},
     r"version.*True": {"version": True},
     "image_shape": {"image_shape": [8, 8]},
@@ -343,6 +343,19 @@ CHANGES = {
     "must not repeat": {"widths": {"1.0": "unet_1_0.tflite", "1": "unet_0_5.slices"}},
     "at most 16777216": {"image_shape": [65536, 65536, 1]},
     "batch": {"batch": 0},
+    "num_classes": {"num_classes": True},
+    r"num_classes.*=-1\)": {"num_classes": -1},
+    "null or have the keys": {"decoder": {"file": "decoder.tflite"}},
+    "decoder.*is the file of a width": {
+        "decoder": {"file": "unet_1_0.tflite", "image_shape": [8, 8, 1]}
+    },
+    "one entry for each of .*'decoder": {
+        "decoder": {"file": "decoder.tflite", "image_shape": [8, 8, 1]}
+    },
+    "prediction": {"noise_table": {"betas": [0.1] * 1000, "prediction": "noise"}},
+    "needs a model with classes": {
+        "schedule": StepSchedule.uniform(1.0, (1, 0), guidance_scale=2.0).to_dict()
+    },
     "`networks`": {"networks": {}},
     "`bytes`": {"bytes": {}},
     "of the names|other than 'default'": {"schedules": {"default": {}}},
@@ -490,7 +503,7 @@ def test_a_network_of_other_images_or_numbers_is_refused(tiny_bundle, monkeypatc
     with pytest.raises(InputError, match=r"takes images of \(8, 8, 1\), not \(8, 4, 1\)"):
         Network(content, "x", (8, 4, 1))
     network, x = Network(content, "x", (8, 8, 1)), np.zeros((2, 8, 8, 1), np.float32)
-    interpreter = network._interpreter
+    interpreter = network._graph._interpreter
     monkeypatch.setattr(interpreter, "get_tensor", lambda index: np.zeros((2, 1, 1, 1)))
     with pytest.raises(InputError, match=r"gives \(2, 1, 1, 1\) for images of \(2, 8, 8, 1\)"):
         network(x, 0)

@@ -20,6 +20,7 @@ from ddsm_tf.export.tflite import convert, delegation
 from ddsm_tf.models import DiffusionModel, SlimmableUNet, compiled
 from ddsm_tf.models.compiled import CompiledDenoiser
 from ddsm_tf.noise import NoiseTable
+from ddsm_tf.sampling import network_calls
 from ddsm_tf.schedule import StepSchedule, even_timesteps
 
 TABLE = NoiseTable.linear(1000)
@@ -225,8 +226,9 @@ def test_export_calibrates_each_width_on_its_share(tiny_unet, tiny_schedule, tmp
     export.export("tflite", tiny_unet, TABLE, tiny_schedule, out, **options)
     assert (given["quantize"], given["batch"]) == ("int8-mixed", 2)
     assert set(given["calibration"]) == set(tiny_unet.widths)
+    calls = network_calls(tiny_schedule, TABLE)
     for width, found in given["calibration"].items():
-        assert set(found.t) == set(own_timesteps(tiny_schedule, width))
+        assert set(found.t) == set(own_timesteps(calls, width))
     export.export(
         "tflite", tiny_unet, TABLE, tiny_schedule, out, quantize="dynamic", overwrite=True
     )

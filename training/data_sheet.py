@@ -101,8 +101,8 @@ def _published(preset: str, full: Cost) -> list[str]:
     gflops = 2 * full.macs / 1e9
     if paper.gflops is None:
         return [
-            f"  the paper       {100 * paper.saved:.0f} % of the FLOPs saved; it does not say of how many "
-            f"(here {gflops:.2f} GFLOPs a step)"
+            f"  the paper       {100 * paper.saved:.0f} % of the FLOPs saved; it does not say of "
+            f"how many (here {gflops:.2f} GFLOPs a step)"
         ]
     return [
         f"  the paper       {paper.gflops} GFLOPs a step, here {gflops:.2f} "

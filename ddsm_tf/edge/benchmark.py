@@ -47,6 +47,7 @@ def benchmark(
         batch=batch,
         rounds=rounds,
         t=bundle.noise_table.train_timesteps // 2,
+        num_classes=bundle.num_classes,
         on_round=on_round,
     )
     return latency_content(
@@ -141,7 +142,9 @@ def benchmark_memory(
 
     alone = {width: peak([width]) for width in sampler.bundle.widths}
     # Each width as the schedule first meets it, and back to the first: every kind of change.
-    met = [*dict.fromkeys(schedule.widths), schedule.widths[0]]
+    branches = (schedule.widths, schedule.unconditional_widths)
+    visited = [width for pair in zip(*branches, strict=True) for width in pair]
+    met = [*dict.fromkeys(visited), visited[0]]
     return {
         "widths": {str(width): found for width, found in alone.items()},
         "widest": alone[sampler.bundle.widths[0]],
@@ -166,8 +169,11 @@ def shortened(schedule: StepSchedule, steps: int) -> StepSchedule:
         wanted = max(1, round(count * steps / len(schedule)))
         chosen += [places[(2 * k + 1) * count // (2 * wanted)] for k in range(wanted)]
     chosen.sort()
+    guidance = schedule.guidance_widths
     return schedule.with_steps(
-        [schedule.timesteps[i] for i in chosen], [schedule.widths[i] for i in chosen]
+        [schedule.timesteps[i] for i in chosen],
+        [schedule.widths[i] for i in chosen],
+        guidance and [guidance[i] for i in chosen],
     )
 
 
@@ -179,7 +185,7 @@ def _time_ratios(
     on_pair: Callable[[], Any] | None,
 ) -> list[float]:
     """Seconds of the schedule over seconds of full width, pair by pair."""
-    full = schedule.with_widths([sampler.bundle.widths[0]] * len(schedule))
+    full = schedule.at_width(sampler.bundle.widths[0])
 
     def seconds(which: StepSchedule) -> float:
         started = time.perf_counter()

@@ -23,6 +23,7 @@ from ddsm_tf.edge.sampler import EdgeSampler
 from ddsm_tf.errors import InputError
 from ddsm_tf.files import atomic_folder
 from ddsm_tf.images import check_image_path, save_images
+from ddsm_tf.labels import check_conditional, parse_labels
 from ddsm_tf.latency import WARM_UP
 from ddsm_tf.schedule import StepSchedule, width_name
 
@@ -60,6 +61,12 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("-n", dest="count", type=_count, default=16, help="images (16)")
     sample.add_argument("--seed", type=_seed, default=0, help="fixes the images (0)")
     sample.add_argument("-o", dest="out", required=True, metavar="FILE.png|FILE.npy")
+    sample.add_argument(
+        "--class",
+        dest="classes",
+        metavar="K|K,K,…|none",
+        help="classes that the images take in turn (all of the model's)",
+    )
     sample.add_argument("--batch", type=_count, help="images at a time (the bundle's, or 16)")
     _running(sample)
 
@@ -116,12 +123,14 @@ def _integer(text: str, least: int) -> int:
 def _sample(options: argparse.Namespace) -> None:
     check_image_path(options.out)
     sampler, schedule = _open(options)
+    labels = parse_labels(options.classes, options.count, sampler.bundle.num_classes)
     batch = options.batch or sampler.default_batch
     bar = _Bar(len(schedule) * math.ceil(options.count / batch))
     _load_first(sampler, schedule, min(batch, options.count))
     images = sampler.sample(
         options.count,
         options.seed,
+        labels=labels,
         schedule=schedule,
         batch_size=batch,
         on_step=lambda step: bar.update(),
@@ -134,6 +143,7 @@ def _open(options: argparse.Namespace) -> tuple[EdgeSampler, StepSchedule]:
     bundle = Bundle.load(options.bundle)
     schedule = bundle.find_schedule(options.schedule)
     schedule.check_model(bundle.widths, bundle.noise_table.train_timesteps)
+    check_conditional(schedule.guidance_scale, bundle.num_classes)
     return EdgeSampler(bundle, options.threads, options.max_resident), schedule
 
 
@@ -149,6 +159,8 @@ def _info(options: argparse.Namespace) -> None:
     stored = {key: network.file.bytes for key, network in networks.items()}
     content = {
         "image_shape": list(bundle.image_shape),
+        "num_classes": bundle.num_classes,
+        "decoder": bundle.decoder and list(bundle.decoder.image_shape),
         "train_timesteps": bundle.noise_table.train_timesteps,
         "quantize": bundle.quantize,
         "batch": bundle.batch,

@@ -1,11 +1,14 @@
 """`manifest.json`: what a bundle holds, and the digests that vouch for it.
 
-Version 2 is a JSON object with these keys:
+Version 3 is a JSON object with these keys:
 
-- `format` "ddsm-bundle", `version` 2;
-- `image_shape` [H, W, C], `value_range` [-1.0, 1.0], `quantize` (how weights were quantised);
+- `format` "ddsm-bundle", `version` 3;
+- `image_shape` [H, W, C] of what the networks denoise; `num_classes`, 0 where they take no labels;
+- `decoder`: null, or {"file", "image_shape"} of what turns latents into images;
+- `value_range` [-1.0, 1.0] of images, `quantize` (how weights were quantised);
 - `batch`: null where networks take any number of images, N where they take N and no other;
-- `noise_table`: {"betas": [...]}, the forward process;
+- `noise_table`: {"betas": [...]}, the forward process, and what the networks put out if not noise
+  ("prediction", "data_std"; see `ddsm_tf.noise`);
 - `schedule`: the default step schedule, as in `schedule.json`; `schedules`: further ones by name;
 - `widths`: width → file, a `.tflite` file or a `.slices` recipe (see `ddsm_tf.edge.assembly`);
 - `networks`: width → {"bytes", "sha256", "macs"} of the plain TFLite file, and "slices_of", the
@@ -14,7 +17,7 @@ Version 2 is a JSON object with these keys:
 - `provenance`: texts and numbers that say where the weights come from;
 - `manifest_sha256`: the SHA-256 of the manifest itself with these 64 digits replaced by zeros.
 
-There was a version 1 before any release; it is not read.
+There were versions 1 and 2 before any release; they are not read.
 """
 
 from __future__ import annotations
@@ -30,11 +33,12 @@ from typing import Any
 from ddsm_tf.edge.files import MAX_FILE_BYTES, StoredFile
 from ddsm_tf.errors import InputError, invalid
 from ddsm_tf.files import check_keys
+from ddsm_tf.labels import MAX_CLASSES, check_conditional
 from ddsm_tf.noise import NoiseTable
 from ddsm_tf.schedule import StepSchedule, parse_width
 
 FORMAT = "ddsm-bundle"
-VERSION = 2
+VERSION = 3
 MANIFEST = "manifest.json"
 DEFAULT = "default"
 # The noise table and schedules of 100,000 timesteps take about 4 MB; parsing, 25 times as much.
@@ -45,7 +49,8 @@ MAX_NOTES = 64
 NO_DIGEST = "0" * 64
 
 _KEYS = {"image_shape", "value_range", "quantize", "batch", "noise_table", "schedule", "schedules"}
-_KEYS |= {"widths", "networks", "bytes", "sha256", "provenance", "manifest_sha256"}
+_KEYS |= {"num_classes", "decoder", "widths", "networks", "bytes", "sha256", "provenance"}
+_KEYS |= {"manifest_sha256"}
 
 # A name that means the same on every system: no folder, no hidden file, no other alphabet.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
@@ -73,11 +78,26 @@ class StoredNetwork:
 
 
 @dataclass(frozen=True)
+class StoredDecoder:
+    """What turns latents into images.
+
+    Attributes:
+        file: a TFLite file.
+        image_shape: (H, W, C) of the images.
+    """
+
+    file: StoredFile
+    image_shape: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """A manifest that keeps the rules; see the module's description.
 
     Attributes:
-        image_shape: (H, W, C).
+        image_shape: (H, W, C) of what the networks denoise.
+        num_classes: 0 where they take no labels.
+        decoder: None where they denoise images.
         quantize: how the networks were quantised.
         batch: images that the networks take at once; None for any number.
         noise_table: the forward process.
@@ -88,6 +108,8 @@ class Manifest:
     """
 
     image_shape: tuple[int, int, int]
+    num_classes: int
+    decoder: StoredDecoder | None
     quantize: str
     batch: int | None
     noise_table: NoiseTable
@@ -153,11 +175,16 @@ def _check_seal(data: bytes, digest: Any) -> None:
 
 def _manifest(fields: Mapping[str, Any]) -> Manifest:
     widths = _widths(fields["widths"])
-    files = _files(fields, set(widths.values()))
+    decoder = _decoder_name(fields["decoder"])
+    if decoder in widths.values():
+        raise invalid("decoder", decoder, "is the file of a width")
+    files = _files(fields, {*widths.values(), *([decoder] if decoder else [])})
     if fields["value_range"] != [-1.0, 1.0]:
         raise invalid("value_range", fields["value_range"], "must be [-1.0, 1.0]")
     manifest = Manifest(
         image_shape=_image_shape(fields["image_shape"]),
+        num_classes=_num_classes(fields["num_classes"]),
+        decoder=_decoder(fields["decoder"], files),
         quantize=_text("quantize", fields["quantize"]),
         batch=_batch(fields["batch"]),
         noise_table=_noise_table(fields["noise_table"]),
@@ -168,6 +195,7 @@ def _manifest(fields: Mapping[str, Any]) -> Manifest:
     )
     for schedule in manifest.schedules.values():
         schedule.check_model(manifest.networks, manifest.noise_table.train_timesteps)
+        check_conditional(schedule.guidance_scale, manifest.num_classes)
     return manifest
 
 
@@ -180,10 +208,34 @@ def _widths(value: Any) -> dict[float, str]:
         width = parse_width(text)
         if width in names:
             raise invalid("widths", text, "must not repeat")
-        if not isinstance(name, str) or not _NAME.fullmatch(name) or name == MANIFEST:
-            raise invalid("widths", name, "must be the name of a file in the bundle's folder")
-        names[width] = name
+        names[width] = _file_name("widths", name)
     return dict(sorted(names.items(), reverse=True))
+
+
+def _file_name(argument: str, name: Any) -> str:
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or name == MANIFEST:
+        raise invalid(argument, name, "must be the name of a file in the bundle's folder")
+    return name
+
+
+def _decoder_name(value: Any) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping) or set(value) != {"file", "image_shape"}:
+        raise invalid("decoder", value, "must be null or have the keys 'file' and 'image_shape'")
+    return _file_name("decoder", value["file"])
+
+
+def _decoder(value: Any, files: Mapping[str, StoredFile]) -> StoredDecoder | None:
+    if value is None:
+        return None
+    return StoredDecoder(files[value["file"]], _image_shape(value["image_shape"]))
+
+
+def _num_classes(value: Any) -> int:
+    if type(value) is not int or not 0 <= value <= MAX_CLASSES:
+        raise invalid("num_classes", value, f"must be an integer in [0, {MAX_CLASSES}]")
+    return value
 
 
 def _networks(

@@ -14,6 +14,7 @@ import numpy as np
 from ddsm_tf.edge.bundle import Bundle
 from ddsm_tf.edge.sampler import EdgeSampler
 from ddsm_tf.errors import ForeseenFailure
+from ddsm_tf.labels import no_class
 
 
 def peak_memory(
@@ -75,8 +76,9 @@ def _main(order: str) -> None:
     bundle = Bundle.load(folder)
     sampler = EdgeSampler(bundle, threads, max_resident)
     x = np.zeros((batch, *bundle.image_shape), np.float32)
+    labels = no_class(bundle.num_classes, batch) if bundle.num_classes else None
     for width in widths:
-        sampler.denoise(x, 0, width)
+        sampler.denoise(x, 0, width, labels)
     print(json.dumps(process_peak()))
 
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import numpy as np
 
 from ddsm_tf.edge.bundle import Bundle
-from ddsm_tf.edge.network import Network
+from ddsm_tf.edge.network import Decoder, Network
 from ddsm_tf.errors import invalid
-from ddsm_tf.sampling import sample_images
+from ddsm_tf.sampling import clip_to_range, sample_images
 from ddsm_tf.schedule import StepSchedule
 
 DEFAULT_BATCH = 16
@@ -48,14 +48,38 @@ class EdgeSampler:
         self.threads = threads
         self.max_resident = max_resident
         self._networks: OrderedDict[float, Network] = OrderedDict()
+        self._decoder: Decoder | None = None
 
-    def denoise(self, x: np.ndarray, t: int | np.ndarray, width: float) -> np.ndarray:
-        """ε for x, float32 (N, H, W, C), at timestep t, a scalar or (N,).
+    def denoise(
+        self,
+        x: np.ndarray,
+        t: int | np.ndarray,
+        width: float,
+        labels: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """The network's output for x, float32 (N, H, W, C), at timestep t, a scalar or (N,).
+
+        Models with classes need `labels`, int32 (N,).
 
         Raises:
             InputError: the bundle has no such width, or its file is no such network.
         """
-        return self.network(width)(x, t)
+        return self.network(width)(x, t, labels)
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """Images of latents, where the bundle's networks denoise these.
+
+        Raises:
+            InputError: the bundle has no decoder, or its file is none.
+        """
+        bundle, stored = self.bundle, self.bundle.decoder
+        if stored is None:
+            raise invalid("decoder", None, "is not in the bundle; its networks denoise images")
+        if self._decoder is None:
+            content = stored.file.read(bundle.folder)
+            shapes = bundle.image_shape, stored.image_shape
+            self._decoder = Decoder(content, stored.file.name, *shapes, self.threads, bundle.batch)
+        return self._decoder(latents)
 
     @property
     def resident(self) -> tuple[float, ...]:
@@ -78,7 +102,8 @@ class EdgeSampler:
     def _load(self, width: float) -> Network:
         bundle, name = self.bundle, self.bundle.networks[width].file.name
         content = bundle.tflite(width)
-        return Network(content, name, bundle.image_shape, self.threads, bundle.batch)
+        shape, classes = bundle.image_shape, bundle.num_classes
+        return Network(content, name, shape, self.threads, bundle.batch, classes)
 
     @property
     def default_batch(self) -> int:
@@ -90,6 +115,7 @@ class EdgeSampler:
         count: int,
         seed: int = 0,
         *,
+        labels: np.ndarray | None = None,
         schedule: StepSchedule | None = None,
         batch_size: int | None = None,
         on_step: Callable[[int], None] | None = None,
@@ -98,17 +124,20 @@ class EdgeSampler:
 
         Args:
             count: number of images N.
-            seed: image i depends on seed and i only.
+            seed: image i depends on seed, i and its class only.
+            labels: classes of a model that has them, integers (N,) or one for all; None takes them
+                in turn. The number of classes stands for none of them.
             schedule: None takes the bundle's default; others are in `bundle.schedules`.
             batch_size: images at a time; 1 needs the least memory. None takes the bundle's fixed
                 batch, or 16.
             on_step: called after every step of every batch with the step's index.
 
         Returns:
-            uint8 (N, H, W, C).
+            uint8 (N, H, W, C); decoded, where the networks denoise latents.
 
         Raises:
-            InputError: the schedule has a width or a number of timesteps that is not the bundle's.
+            InputError: the schedule has a width or a number of timesteps that is not the bundle's,
+                or the labels do not fit.
         """
         schedule = schedule or self.bundle.schedule
         schedule.check_model(self.bundle.widths, self.bundle.noise_table.train_timesteps)
@@ -120,5 +149,9 @@ class EdgeSampler:
             count,
             seed=seed,
             batch_size=batch_size or self.default_batch,
+            labels=labels,
+            num_classes=self.bundle.num_classes,
+            clip=None if self.bundle.decoder else clip_to_range,
+            decode=self.decode if self.bundle.decoder else None,
             on_step=on_step,
         )

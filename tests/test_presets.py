@@ -1,0 +1,111 @@
+"""Every preset from training to the device, at a reduced size; and its data-sheet."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from ddsm_tf.edge import cli as edge_cli
+from ddsm_tf.metrics import train_classifier
+from ddsm_tf.training.config import RunConfig
+from ddsm_tf.training.data_sheet import PUBLISHED, costs_of, data_sheet, training_memory
+from ddsm_tf.training.presets import ABOUT, PRESETS, get_preset
+from ddsm_tf.training.run import network_of
+
+REDUCED = [
+    "base_channels=8",
+    "blocks_per_level=1",
+    "widths=1,0.5",
+    "batch_size=4",
+    "warmup_steps=1",
+    "sample_every=0",
+    "log_every=1",
+    "sampling_steps=3",
+]
+
+
+def reduced_size(config: RunConfig) -> int:
+    """The smallest image that the preset's levels divide and that is attended to."""
+    return max(8, 2 ** len(config.channel_multipliers))
+
+
+def write_images(path, config, size):
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (24, size, size, config.channels), dtype=np.uint8)
+    np.savez(path, images=images, labels=np.arange(24) % 3)
+    return images
+
+
+@pytest.mark.parametrize("preset", list(PRESETS))
+def test_preset_runs_from_training_to_the_device(preset, tmp_path, run_here):
+    config = get_preset(preset)
+    size = reduced_size(config)
+    images = write_images(tmp_path / "data.npz", config, size)
+    settings = [*REDUCED, f"image_size={size}", f"attention_resolutions={size // 2}"]
+    if config.num_classes:
+        settings.append("num_classes=3")
+    run = tmp_path / "run"
+    options = [text for setting in settings for text in ("--set", setting)]
+    data = f"npz:{tmp_path / 'data.npz'}"
+
+    def ddsm(*arguments):
+        done = run_here(*arguments)
+        assert done.returncode == 0, done.stderr
+
+    ddsm("train", preset, "--out", run, "--data", data, "--steps", 3, *options)
+    # Three steps train no network to speak of, and the judge need not be better.
+    train_classifier(images, steps=2).save(run / "classifier.keras")
+    ddsm("search", run, "--trials", 3, "--images", 4, "--segments", 1, "--confirm-images", 4)
+    ddsm("sample", run, "-n", 2, "--seed", 5, "-o", tmp_path / "images.npy")
+    ddsm("export", run, "bundle", "-o", tmp_path / "bundle")
+    arguments = ["sample", tmp_path / "bundle", "-n", "2", "--seed", "5", "-o", tmp_path / "e.npy"]
+    assert edge_cli.run([str(argument) for argument in arguments]) == 0
+    sampled, on_device = np.load(tmp_path / "images.npy"), np.load(tmp_path / "e.npy")
+    assert sampled.shape == (2, size, size, config.channels)
+    # Float32 on two runtimes rounds a pixel in many the other way.
+    apart = np.abs(sampled.astype(int) - on_device.astype(int))
+    assert (apart <= 1).mean() > 0.999
+
+
+@pytest.mark.parametrize(
+    ("preset", "percent"), [("cifar10", 0.5), ("celeba_hq", 1.5), ("imagenet64", 0.5)]
+)
+def test_a_step_costs_what_the_paper_says(preset, percent):
+    full = next(iter(costs_of(network_of(get_preset(preset))).values()))
+    assert 2 * full.macs / 1e9 == pytest.approx(PUBLISHED[preset].gflops, rel=percent / 100)
+
+
+def test_data_sheet():
+    config = get_preset("cifar10")
+    costs = costs_of(network_of(config))
+    text = data_sheet(config, costs)
+    for part in (
+        "35.75 M",
+        "6.222",
+        "12.14 GFLOPs a step, here 12.11 (-0.3 %",
+        "FID 3.713 at full width; 3.552 at 6.2 GFLOPs, 49 % saved",
+        "ddsm train cifar10 --out cifar10-run",
+        "ddsm export cifar10-run bundle",
+    ):
+        assert part in text
+    memory = training_memory(config, costs)
+    weights = 35.75e6 * 5 * 4
+    half = dataclasses.replace(config, batch_size=128)
+    # All but the weights' part goes with the batch.
+    assert training_memory(half, costs) - weights == pytest.approx((memory - weights) / 2, rel=1e-3)
+
+
+def test_every_preset_is_described():
+    assert set(ABOUT) == set(PRESETS)
+    expected = {"digits", "fashion_mnist", "cifar10", "celeba_hq", "lsun_bedroom", "afhq"}
+    assert expected | {"imagenet64"} <= set(PRESETS)
+    assert all(name == config.preset for name, config in PRESETS.items())
+
+
+def test_presets_command(run_here):
+    listed = run_here("presets")
+    assert listed.returncode == 0
+    assert all(name in listed.stdout for name in PRESETS)
+    assert run_here("presets", "cifar").returncode == 2
+    sheet = run_here("presets", "digits")
+    assert sheet.returncode == 0 and "GMACs a step" in sheet.stdout
