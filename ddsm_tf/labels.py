@@ -13,6 +13,8 @@ import numpy as np
 from ddsm_tf.errors import InputError, invalid
 
 MAX_CLASSES = 100_000
+IN_TURN = -2
+"""What a server takes for "the image's index modulo the number of classes"."""
 
 
 def labels_in_turn(num_classes: int, first: int, count: int) -> np.ndarray:

@@ -35,7 +35,7 @@ timestep t. Models with classes take `denoise(x, t, width, labels)` with labels 
 Clip = Callable[[Any], Any]
 
 # EDM's limit of S_churn / N (algorithm 2, line 4).
-_MAX_CHURN = 2.0**0.5 - 1.0
+MAX_CHURN = 2.0**0.5 - 1.0
 
 
 class StepCoefficients(NamedTuple):
@@ -135,7 +135,7 @@ def churned_timesteps(schedule: StepSchedule, table: NoiseTable) -> np.ndarray:
     is pure noise already, so the first step begins where the schedule says.
     """
     begins = np.array(schedule.timesteps)
-    gamma = min(schedule.churn / len(schedule), _MAX_CHURN)
+    gamma = min(schedule.churn / len(schedule), MAX_CHURN)
     highest = np.inf if schedule.churn_max is None else schedule.churn_max
     for place, t in enumerate(schedule.timesteps[1:], 1):
         sigma = table.sigmas[t]

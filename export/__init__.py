@@ -32,6 +32,7 @@ def export(
     provenance: Mapping[str, str | int | float] | None = None,
     optimization: Any = None,
     images: Any = None,
+    autoencoder: Any = None,
     on_step: Callable[[], None] | None = None,
     overwrite: bool = False,
 ) -> Path:
@@ -54,6 +55,8 @@ def export(
         optimization: an `Optimization` of `ddsm_tf.export.optimize`, for tflite and bundle; every
             width is fine-tuned under it.
         images: to fine-tune on, uint8 (N, H, W, C).
+        autoencoder: the `KLAutoencoder` whose latents the network denoises; its decoder becomes
+            part of the sampler's SavedModel, and a file beside the networks' in the others.
         on_step: called after every step of fine-tuning.
         overwrite: replace a folder that is there.
 
@@ -68,21 +71,24 @@ def export(
     for each in named.values():
         each.check_model(unet.widths, noise_table.train_timesteps)
         check_conditional(each.guidance_scale, unet.num_classes)
-    if optimization is not None and unet.num_classes:
-        raise InputError("`optimize` does not go with a model with classes; leave it out")
+    if optimization is not None and (unet.num_classes or autoencoder is not None):
+        raise InputError(
+            "`optimize` does not go with a model with classes or latents; leave it out"
+        )
     with atomic_folder(out, overwrite=overwrite) as folder:
         if kind == "savedmodel":
             from ddsm_tf.export.savedmodel import VERSION, write_sampler, write_savedmodels
 
             write_savedmodels(unet, folder)
-            write_sampler(unet, noise_table, schedule, folder / "sampler" / VERSION)
+            path = folder / "sampler" / VERSION
+            write_sampler(unet, noise_table, schedule, path, autoencoder)
             return Path(out)
         if optimization is None:
             from ddsm_tf.export.tflite import write_tflite
 
             # A bundle may be sampled with any of its schedules.
             every = list(named.values()) if kind == "bundle" else [schedule]
-            samples = _calibration(unet, noise_table, every, quantize)
+            samples = _calibration(unet, noise_table, every, quantize, autoencoder is None)
             files = write_tflite(unet, folder, quantize=quantize, batch=batch, calibration=samples)
         else:
             from ddsm_tf.export.optimize import write_optimized
@@ -91,10 +97,18 @@ def export(
             files = write_optimized(unet, folder, optimization, images, noise_table, **tuning)
             quantize = f"{optimization.method}, {quantize}"
             provenance = {**(provenance or {}), **optimization.notes}
+        decoder = None
+        if autoencoder is not None:
+            from ddsm_tf.export.bundle import DECODER_FILE
+            from ddsm_tf.export.decoder import decoder_tflite
+
+            decoder = decoder_tflite(autoencoder, batch)
+            (folder / DECODER_FILE).write_bytes(decoder.content)
         if kind == "bundle":
             from ddsm_tf.export.bundle import write_bundle
 
             made = {"quantize": quantize, "batch": batch, "provenance": provenance}
+            made["decoder"] = decoder
             write_bundle(folder, files, unet, noise_table, named, **made)
     return Path(out)
 
@@ -127,7 +141,11 @@ def check_optimization(kind: str, method: str, quantize: str, batch: int | None 
 
 
 def _calibration(
-    unet: Any, noise_table: NoiseTable, schedules: Sequence[StepSchedule], quantize: str
+    unet: Any,
+    noise_table: NoiseTable,
+    schedules: Sequence[StepSchedule],
+    quantize: str,
+    clip: bool,
 ) -> Any:
     """Each width's calibration samples, if the precision needs any."""
     from ddsm_tf.export.calibration import samples_of_all
@@ -138,7 +156,13 @@ def _calibration(
         return None
     denoise = CompiledDenoiser(unet)
     return samples_of_all(
-        denoise, schedules, noise_table, unet.image_shape, unet.widths, unet.num_classes
+        denoise,
+        schedules,
+        noise_table,
+        unet.image_shape,
+        unet.widths,
+        num_classes=unet.num_classes,
+        clip=clip,
     )
 
 

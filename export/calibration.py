@@ -17,7 +17,7 @@ import numpy as np
 from ddsm_tf.errors import invalid
 from ddsm_tf.labels import labels_in_turn, no_class
 from ddsm_tf.noise import NoiseTable
-from ddsm_tf.sampling import Denoiser, NetworkCall, network_calls, sample
+from ddsm_tf.sampling import Denoiser, NetworkCall, clip_to_range, network_calls, sample
 from ddsm_tf.schedule import StepSchedule
 from ddsm_tf.seeds import ImageNoise
 
@@ -50,6 +50,7 @@ def calibration_samples(
     widths: Sequence[float],
     *,
     num_classes: int = 0,
+    clip: bool = True,
     count: int = COUNT,
     seed: int = 0,
 ) -> dict[float, Samples]:
@@ -66,6 +67,7 @@ def calibration_samples(
         image_shape: (H, W, C).
         widths: to be calibrated.
         num_classes: of a model with classes, which trajectories take in turn.
+        clip: whether samples lie in [-1, 1]; latents do not.
         count: samples a width; fewer where its share has less than count / `TRAJECTORIES` steps.
         seed: fixes the trajectories and the choice.
 
@@ -79,7 +81,8 @@ def calibration_samples(
         raise invalid("count", count, "must be at least 1")
     calls = network_calls(schedule, noise_table)
     plans = {width: _plan(own_timesteps(calls, width), count) for width in widths}
-    states = _states(denoise, schedule, noise_table, image_shape, plans, num_classes, seed)
+    options = {"num_classes": num_classes, "clip": clip, "seed": seed}
+    states = _states(denoise, schedule, noise_table, image_shape, plans, **options)
     random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed)))
     return {width: _gather(plan, states, num_classes, random) for width, plan in plans.items()}
 
@@ -90,7 +93,7 @@ def samples_of_all(
     noise_table: NoiseTable,
     image_shape: tuple[int, int, int],
     widths: Sequence[float],
-    num_classes: int = 0,
+    **options: Any,
 ) -> dict[float, Samples]:
     """Samples along several schedules, each width's from those that run it.
 
@@ -103,7 +106,7 @@ def samples_of_all(
         own = [width for width in widths if width in schedule.call_counts() or width in unused]
         unused = set()
         for width, samples in calibration_samples(
-            denoise, schedule, noise_table, image_shape, own, num_classes=num_classes
+            denoise, schedule, noise_table, image_shape, own, **options
         ).items():
             found[width].append(samples)
     return {width: _joined(parts) for width, parts in found.items()}
@@ -135,6 +138,7 @@ def _states(
     image_shape: tuple[int, int, int],
     plans: Mapping[float, Sequence[State]],
     num_classes: int,
+    clip: bool,
     seed: int,
 ) -> dict[State, np.ndarray]:
     """The states that the plans name, read off as the sampler calls the network."""
@@ -154,6 +158,7 @@ def _states(
         ImageNoise(seed, 0, TRAJECTORIES, image_shape),
         labels=labels_in_turn(num_classes, 0, TRAJECTORIES) if num_classes else None,
         unconditional=no_class(num_classes, TRAJECTORIES) if schedule.guided else None,
+        clip=clip_to_range if clip else None,
     )
     return states
 

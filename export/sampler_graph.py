@@ -7,19 +7,18 @@ Only the network of a step's width runs. The arithmetic is `ddsm_tf.sampling`'s 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import tensorflow as tf
 from keras import ops
 
+from ddsm_tf.export.schedule_graph import NO_GUIDANCE, PREVIOUS, Calls, calls_of, known_calls
+from ddsm_tf.labels import IN_TURN
 from ddsm_tf.noise import NoiseTable
-from ddsm_tf.sampling import StepCoefficients, step_coefficients, take_step
-from ddsm_tf.schedule import VARIANCES, StepSchedule
+from ddsm_tf.sampling import StepCoefficients, network_calls, take_step
+from ddsm_tf.schedule import CHURNING, MAX_GUIDANCE, SAMPLERS, VARIANCES, StepSchedule
 from ddsm_tf.seeds import box_muller, counter_of, philox, split
-from ddsm_tf.solvers import ddim, ddpm, x0_from_output
-
-SAMPLERS = ("ddim", "ddpm")
 
 MAX_IMAGES = 1024
 """Of one request: a number mistyped must not take the server's memory."""
@@ -28,49 +27,42 @@ Draw = Callable[[tf.Tensor], tf.Tensor]
 """How often noise was drawn before, int32 scalar → standard normal noise, float32 (N, H, W, C)."""
 
 
-class Steps(NamedTuple):
-    """A schedule as tensors.
-
-    Attributes:
-        timesteps: int32 (S,).
-        branches: int32 (S,), which of the networks runs.
-        coefficients: float32 (S, 7), `StepCoefficients` of each step.
-        draws: int32 (S,), how often noise was drawn before the step's own.
-    """
-
-    timesteps: tf.Tensor
-    branches: tf.Tensor
-    coefficients: tf.Tensor
-    draws: tf.Tensor
-
-
 class SamplerGraph:
     """Signatures that sample, over one denoising function a width.
 
     Args:
-        denoisers: width → tf.function of (x, t), widest first.
+        denoisers: width → tf.function of (x, t), or (x, t, labels) with classes; widest first.
         noise_table: the forward process.
         schedule: that of `sample`, `sample_images` and `sample_noise`.
-        image_shape: (H, W, C).
+        image_shape: (H, W, C) of what the networks denoise.
+        num_classes: of a model with classes; its signatures take `labels`.
+        decode: tf.function, latents → images, both float32; None where images are denoised.
     """
 
     def __init__(
         self,
-        denoisers: dict[float, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]],
+        denoisers: dict[float, Callable[..., tf.Tensor]],
         noise_table: NoiseTable,
         schedule: StepSchedule,
         image_shape: tuple[int, int, int],
+        num_classes: int = 0,
+        decode: Callable[[tf.Tensor], tf.Tensor] | None = None,
     ) -> None:
         self.denoisers = denoisers
         self.noise_table = noise_table
         self.schedule = schedule
         self.image_shape = image_shape
+        self.num_classes = num_classes
+        self.decode = decode
 
     def signatures(self) -> dict[str, tf.types.experimental.PolymorphicFunction]:
         """Name → tf.function; see `ddsm_tf.export.savedmodel.write_sampler`."""
         one, text = tf.TensorSpec((), tf.int64), tf.TensorSpec((), tf.string)
+        number = tf.TensorSpec((), tf.float32)
+        numbers = tf.TensorSpec((None,), tf.float32)
         rows = tf.TensorSpec((None,), tf.int64)
         noise = tf.TensorSpec((None, None, *self.image_shape), tf.float32)
+        labels = {"labels": tf.TensorSpec((None,), tf.int32)} if self.num_classes else {}
         some = {
             "sample": (self.sample, {"seed": one, "count": one}),
             "sample_images": (self.sample_images, {"seed": rows, "index": rows}),
@@ -82,35 +74,48 @@ class SamplerGraph:
                     "first": one,
                     "count": one,
                     "timesteps": tf.TensorSpec((None,), tf.int32),
-                    "widths": tf.TensorSpec((None,), tf.float32),
+                    "widths": numbers,
                     "sampler": text,
-                    "eta": tf.TensorSpec((), tf.float32),
+                    "eta": number,
                     "variance": text,
+                    "churn": number,
+                    "churn_min": number,
+                    "churn_max": number,
+                    "churn_noise": number,
+                    **({"guidance_scale": number, "guidance_widths": numbers} if labels else {}),
                 },
             ),
         }
-        return {name: _with_names(method, specs) for name, (method, specs) in some.items()}
+        return {
+            name: _with_names(method, {**specs, **labels}) for name, (method, specs) in some.items()
+        }
 
-    def sample(self, seed: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
-        """Images 0 … count - 1 of a seed, both int64 scalars; uint8 (count, H, W, C)."""
-        return self.sample_images(*_images_from(seed, tf.constant(0, tf.int64), count))
+    def sample(self, seed: tf.Tensor, count: tf.Tensor, labels: Any = None) -> tf.Tensor:
+        """Images 0 … count - 1 of a seed, both int64 scalars; uint8 (count, H, W, C).
 
-    def sample_images(self, seed: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+        `labels` are int32 (count,), or (1,) for all images; `IN_TURN` is the image's index modulo
+        the number of classes.
+        """
+        return self.sample_images(*_images_from(seed, tf.constant(0, tf.int64), count), labels)
+
+    def sample_images(self, seed: tf.Tensor, index: tf.Tensor, labels: Any = None) -> tf.Tensor:
         """Image `index[n]` of `seed[n]`, int64 (N,) each; uint8 (N, H, W, C)."""
-        return self._run(self._default_steps(), self._seeded(seed, index))
+        labels = self._labels(labels, index)
+        return self._run(self._default_calls(), self._seeded(seed, index), labels)
 
-    def sample_noise(self, noise: tf.Tensor) -> tf.Tensor:
+    def sample_noise(self, noise: tf.Tensor, labels: Any = None) -> tf.Tensor:
         """Images of given noise, float32 (N, D, H, W, C); uint8 (N, H, W, C).
 
         D is how often the schedule draws: once for x_T, and once for each step that adds noise.
         """
-        steps = self._default_steps()
-        needed = 1 + sum(bool(row.x_from_noise) for row in self._rows())
+        rows = [call.row for call in network_calls(self.schedule, self.noise_table)]
+        needed = 1 + sum(bool(row.x_from_noise) for row in rows)
         message = f"`noise` must have {needed} draws for this schedule: (N, {needed}, H, W, C)"
         checks = [*_check(tf.shape(noise)[1] == needed, message), *_check_rows("noise", noise)]
         with tf.control_dependencies(checks):
             noise = tf.identity(noise)
-        return self._run(steps, lambda draw: tf.gather(noise, draw, axis=1))
+        labels = self._labels(labels, tf.range(tf.shape(noise)[0], dtype=tf.int64))
+        return self._run(self._default_calls(), lambda draw: tf.gather(noise, draw, axis=1), labels)
 
     def sample_schedule(
         self,
@@ -122,30 +127,76 @@ class SamplerGraph:
         sampler: tf.Tensor,
         eta: tf.Tensor,
         variance: tf.Tensor,
+        churn: tf.Tensor,
+        churn_min: tf.Tensor,
+        churn_max: tf.Tensor,
+        churn_noise: tf.Tensor,
+        guidance_scale: tf.Tensor | None = None,
+        guidance_widths: tf.Tensor | None = None,
+        labels: tf.Tensor | None = None,
     ) -> tf.Tensor:
         """Images first … first + count - 1 of a seed, with a schedule of the caller's own.
 
-        The other inputs are the fields of a `StepSchedule`.
+        The other inputs are the fields of a `StepSchedule`; a negative `churn_max` is no limit, and
+        empty `guidance_widths` are those of the steps.
         """
-        known = tf.constant(list(self.denoisers), tf.float32)
-        apart = tf.abs(widths[:, None] - known[None, :])
+        options = {
+            "sampler": sampler,
+            "eta": eta,
+            "variance": variance,
+            "churn": churn,
+            "churn_min": churn_min,
+            "churn_max": churn_max,
+            "churn_noise": churn_noise,
+        }
         checks = [
-            *self._schedule_checks(timesteps, widths, sampler, eta, variance),
-            *_check(
-                tf.reduce_all(tf.reduce_min(apart, axis=1) < 1e-6),
-                f"`widths` must be among the model's {list(self.denoisers)}",
-            ),
+            *self._schedule_checks(timesteps, widths, options),
+            *self._known("widths", widths),
         ]
+        guided = guidance_scale is not None
+        if guided:
+            follows = tf.size(guidance_widths) == 0
+            unconditional = tf.cond(follows, lambda: widths, lambda: guidance_widths)
+            size = tf.size(unconditional) == tf.size(timesteps)
+            message = "`guidance_widths` must be as many as `timesteps`, or none"
+            checks += [*_check(size, message), *self._known("guidance_widths", unconditional)]
+            inside = (guidance_scale >= 0.0) & (guidance_scale <= MAX_GUIDANCE)
+            checks += _check(inside, f"`guidance_scale` must lie in [0, {MAX_GUIDANCE:g}]")
         with tf.control_dependencies(checks):
             timesteps = tf.identity(timesteps)
-        rows = self._coefficients(timesteps, sampler, eta, variance)
-        steps = _steps(timesteps, tf.argmin(apart, axis=1, output_type=tf.int32), rows)
-        return self._run(steps, self._seeded(*_images_from(seed, first, count)))
+        places, at, factors = calls_of(self.noise_table, {"timesteps": timesteps, **options})
+        branches = tf.gather(self._nearest(widths), places)
+        guidance = tf.fill(tf.shape(branches), NO_GUIDANCE)
+        if guided:
+            without = tf.gather(self._nearest(unconditional), places)
+            guidance = tf.where(guidance_scale != 1.0, without, guidance)
+        calls = Calls.of(at, branches, guidance, factors)
+        seed, index = _images_from(seed, first, count)
+        labels = self._labels(labels, index)
+        return self._run(calls, self._seeded(seed, index), labels, guidance_scale)
 
-    def _schedule_checks(self, timesteps, widths, sampler, eta, variance) -> list[tf.Operation]:
+    def _nearest(self, widths: tf.Tensor) -> tf.Tensor:
+        """The network of each width, int32."""
+        return tf.argmin(self._apart(widths), axis=1, output_type=tf.int32)
+
+    def _apart(self, widths: tf.Tensor) -> tf.Tensor:
+        return tf.abs(widths[:, None] - tf.constant(list(self.denoisers), tf.float32)[None, :])
+
+    def _known(self, name: str, widths: tf.Tensor) -> list[tf.Operation]:
+        known = tf.reduce_all(tf.reduce_min(self._apart(widths), axis=1) < 1e-6)
+        return _check(known, f"`{name}` must be among the model's {list(self.denoisers)}")
+
+    def _schedule_checks(
+        self, timesteps: tf.Tensor, widths: tf.Tensor, options: Mapping[str, tf.Tensor]
+    ) -> list[tf.Operation]:
         table = self.noise_table.train_timesteps
         inside = (timesteps >= 0) & (timesteps < table)
         falling = tf.reduce_all(timesteps[1:] < timesteps[:-1])
+        sampler, eta, churn = options["sampler"], options["eta"], options["churn"]
+        at_least_zero = tf.reduce_all(
+            [options[name] >= 0.0 for name in ("churn", "churn_min", "churn_noise")]
+        )
+        churning = (churn == 0.0) | _among(sampler, CHURNING)
         return [
             *_check(tf.size(timesteps) >= 1, "`timesteps` must hold at least one timestep"),
             *_check(tf.reduce_all(inside), f"`timesteps` must lie in [0, {table})"),
@@ -154,36 +205,32 @@ class SamplerGraph:
                 tf.size(widths) == tf.size(timesteps), "`widths` must be as many as `timesteps`"
             ),
             *_check(_among(sampler, SAMPLERS), f"`sampler` must be one of {SAMPLERS}"),
-            *_check(_among(variance, VARIANCES), f"`variance` must be one of {VARIANCES}"),
+            *_check(
+                _among(options["variance"], VARIANCES), f"`variance` must be one of {VARIANCES}"
+            ),
             *_check((eta >= 0.0) & (eta <= 1.0), "`eta` must lie in [0, 1]"),
+            *_check(at_least_zero, "`churn`, `churn_min` and `churn_noise` must be 0 or more"),
+            *_check(churning, f"`churn` is for {' and '.join(CHURNING)}"),
         ]
 
-    def _rows(self) -> list[StepCoefficients]:
-        return step_coefficients(self.schedule, self.noise_table)
+    def _default_calls(self) -> Calls:
+        return known_calls(network_calls(self.schedule, self.noise_table), list(self.denoisers))
 
-    def _default_steps(self) -> Steps:
-        branches = [list(self.denoisers).index(width) for width in self.schedule.widths]
-        rows = tf.constant(self._rows(), tf.float32)
-        return _steps(tf.constant(self.schedule.timesteps), tf.constant(branches), rows)
-
-    def _coefficients(self, timesteps, sampler, eta, variance) -> tf.Tensor:
-        """`step_coefficients` of tensors, float32 (S, 7)."""
-        table = tf.constant(self.noise_table.alphas_cumprod, tf.float64)
-        now = tf.gather(table, timesteps)
-        after = tf.concat([now[1:], tf.ones((1,), tf.float64)], 0)
-        x0 = x0_from_output(self.noise_table.prediction, now, self.noise_table.data_std)
-
-        def rows_of(update: Any) -> tf.Tensor:
-            columns = (x0[0], x0[1], update[0], update[1], update[3], update[2], x0[2])
-            return tf.stack(columns, 1)
-
-        implicit = rows_of(ddim(now, after, tf.cast(eta, tf.float64)))
-        large, small = (rows_of(ddpm(now, after, which)) for which in VARIANCES)
-        ancestral = tf.where(variance == VARIANCES[0], large, small)
-        rows = tf.where(sampler == "ddpm", ancestral, implicit)
-        last = tf.one_hot(tf.size(timesteps) - 1, tf.size(timesteps), dtype=tf.float64)
-        without_noise = tf.one_hot(4, 7, dtype=tf.float64)
-        return tf.cast(rows * (1.0 - last[:, None] * without_noise), tf.float32)
+    def _labels(self, labels: tf.Tensor | None, index: tf.Tensor) -> tf.Tensor | None:
+        """The label of each image, int32 (N,)."""
+        if labels is None:
+            return None
+        given = (labels >= 0) & (labels <= self.num_classes) | (labels == IN_TURN)
+        rule = f"must lie in [0, {self.num_classes}], or be {IN_TURN} for the classes in turn"
+        size = (tf.size(labels) == 1) | (tf.size(labels) == tf.size(index))
+        checks = [
+            *_check(tf.reduce_all(given), f"`labels` {rule}"),
+            *_check(size, "`labels` must be as many as images, or one for all"),
+        ]
+        with tf.control_dependencies(checks):
+            labels = tf.broadcast_to(labels, tf.shape(index))
+        in_turn = tf.cast(index % self.num_classes, tf.int32)
+        return tf.where(labels == IN_TURN, in_turn, labels)
 
     def _seeded(self, seed: tf.Tensor, index: tf.Tensor) -> Draw:
         """`ImageNoise` of image `index[n]` of `seed[n]`."""
@@ -208,33 +255,70 @@ class SamplerGraph:
 
         return draw
 
-    def _run(self, steps: Steps, draw: Draw) -> tf.Tensor:
+    def _run(
+        self,
+        calls: Calls,
+        draw: Draw,
+        labels: tf.Tensor | None = None,
+        scale: tf.Tensor | None = None,
+    ) -> tf.Tensor:
         """The loop of `ddsm_tf.sampling.sample`; uint8 (N, H, W, C)."""
+        scale = self.schedule.guidance_scale if scale is None else scale
+        remembers = self._remembers(calls)
 
-        def body(k: tf.Tensor, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            row = StepCoefficients(*tf.unstack(steps.coefficients[k]))
-            t = tf.fill(tf.shape(x)[:1], tf.cast(steps.timesteps[k], tf.float32))
-            networks = [lambda f=f: f(x, t) for f in self.denoisers.values()]
-            epsilon = tf.switch_case(steps.branches[k], networks)
+        def body(k: tf.Tensor, x: tf.Tensor, previous: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            row = StepCoefficients(*tf.unstack(calls.factors[k]))
+            output = self._predict(calls, k, row.model_from_x * x, labels, scale)
             noise = tf.cond(
-                row.x_from_noise > 0.0, lambda: draw(steps.draws[k]), lambda: tf.zeros_like(x)
+                row.x_from_noise > 0.0, lambda: draw(calls.draws[k]), lambda: tf.zeros_like(x)
             )
-            x, _ = take_step(x, epsilon, noise, row, lambda x0: tf.clip_by_value(x0, -1.0, 1.0))
-            return k + 1, tf.ensure_shape(x, (None, *self.image_shape))
+            before = previous if remembers else None
+            x, x0 = take_step(x, output, noise, row, self._clip, before)
+            x = tf.ensure_shape(x, (None, *self.image_shape))
+            return k + 1, x, tf.ensure_shape(x0, x.shape) if remembers else previous
 
-        count = tf.size(steps.timesteps)
-        _, x = tf.while_loop(
-            lambda k, x: k < count, body, (0, draw(tf.constant(0))), parallel_iterations=1
+        count = tf.size(calls.timesteps)
+        x = draw(tf.constant(0))
+        previous = tf.zeros_like(x) if remembers else tf.zeros((0, *self.image_shape))
+        _, x, _ = tf.while_loop(
+            lambda k, *state: k < count, body, (0, x, previous), parallel_iterations=1
         )
+        if self.decode is not None:
+            x = self.decode(x)
         x = tf.debugging.check_numerics(x, "the network gave NaN or infinity; export it again")
         # As `ddsm_tf.images.to_uint8`.
         return tf.cast(tf.round((tf.clip_by_value(x, -1.0, 1.0) + 1.0) * 127.5), tf.uint8)
 
+    def _remembers(self, calls: Calls) -> bool:
+        """Whether a call may need the estimate of the one before."""
+        factors = tf.get_static_value(calls.factors)
+        return factors is None or bool((factors[:, PREVIOUS] != 0.0).any())
 
-def _steps(timesteps: tf.Tensor, branches: tf.Tensor, rows: tf.Tensor) -> Steps:
-    # x_T is the first draw.
-    draws = 1 + tf.cumsum(tf.cast(rows[:, 4] > 0.0, tf.int32), exclusive=True)
-    return Steps(timesteps, branches, rows, draws)
+    def _clip(self, x0: tf.Tensor) -> tf.Tensor:
+        return x0 if self.decode is not None else tf.clip_by_value(x0, -1.0, 1.0)
+
+    def _predict(
+        self, calls: Calls, k: tf.Tensor, x: tf.Tensor, labels: tf.Tensor | None, scale: Any
+    ) -> tf.Tensor:
+        """The output of a call, guided where it is."""
+        t = tf.fill(tf.shape(x)[:1], tf.cast(calls.timesteps[k], tf.float32))
+
+        def run(branch: tf.Tensor, *given: tf.Tensor) -> tf.Tensor:
+            networks = [lambda f=f: f(x, t, *given) for f in self.denoisers.values()]
+            return tf.switch_case(branch, networks)
+
+        if labels is None:
+            return run(calls.branches[k])
+        output = run(calls.branches[k], labels)
+        guidance = tf.get_static_value(calls.guidance)
+        if guidance is not None and (guidance == NO_GUIDANCE).all():
+            return output
+
+        def guided() -> tf.Tensor:
+            without = run(calls.guidance[k], tf.fill(tf.shape(labels), self.num_classes))
+            return without + scale * (output - without)
+
+        return tf.cond(calls.guidance[k] >= 0, guided, lambda: output)
 
 
 def _images_from(

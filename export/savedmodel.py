@@ -52,7 +52,11 @@ def write_savedmodels(unet: Any, folder: Path) -> None:
 
 
 def write_sampler(
-    unet: Any, noise_table: NoiseTable, schedule: StepSchedule, path: str | os.PathLike
+    unet: Any,
+    noise_table: NoiseTable,
+    schedule: StepSchedule,
+    path: str | os.PathLike,
+    autoencoder: Any = None,
 ) -> None:
     """Write the sampler SavedModel: every width, and the loop that switches between them.
 
@@ -66,7 +70,12 @@ def write_sampler(
       adds noise.
     - `sample_schedule`: `seed`, `first` (index of the first image) and `count`, int64 scalars, and
       the fields of a schedule: `timesteps` int32 (S,), `widths` float32 (S,), `sampler` and
-      `variance` text, `eta` float32.
+      `variance` text, `eta`, `churn`, `churn_min`, `churn_max` (negative: no limit) and
+      `churn_noise` float32; with classes also `guidance_scale` float32 and `guidance_widths`
+      float32 (S,), or (0,) for the steps' own.
+
+    Those of a model with classes also take `labels`, int32, one an image or one for all: the class,
+    the number of classes for none, or -2 for the image's index modulo the number of classes.
 
     A request may ask for at most `MAX_IMAGES` images.
 
@@ -75,11 +84,19 @@ def write_sampler(
         noise_table: the one it was trained with.
         schedule: that of all signatures but the last.
         path: folder to make.
+        autoencoder: a `KLAutoencoder` whose decoder turns latents into images, or None.
     """
     subnets = {width: unet.subnet(width) for width in unet.widths}
     denoisers = {width: denoiser_function(subnet) for width, subnet in subnets.items()}
-    graph = SamplerGraph(denoisers, noise_table, schedule, unet.image_shape)
-    _save(subnets.values(), graph.signatures(), path)
+    decode, networks = None, list(subnets.values())
+    if autoencoder is not None:
+        from ddsm_tf.export.decoder import decoder_function
+
+        decode = decoder_function(autoencoder)
+        networks.append(autoencoder)
+    shape, classes = unet.image_shape, unet.num_classes
+    graph = SamplerGraph(denoisers, noise_table, schedule, shape, classes, decode)
+    _save(networks, graph.signatures(), path)
 
 
 def _save(subnets: Iterable[Any], functions: Mapping[str, Any], path: str | os.PathLike) -> None:

@@ -18,6 +18,7 @@ from ddsm_tf.export.serving_files import (
 )
 from ddsm_tf.export.warmup import batchable, denoiser_requests, sampler_requests, write_warmup
 from ddsm_tf.files import atomic_folder
+from ddsm_tf.labels import check_conditional
 from ddsm_tf.noise import NoiseTable
 from ddsm_tf.schedule import StepSchedule, width_name
 from ddsm_tf.serving import denoiser_model
@@ -34,6 +35,7 @@ def write_serving(
     label: str | None = None,
     mount: str | None = None,
     batch_sampler: bool = False,
+    autoencoder: Any = None,
 ) -> Path:
     """Add a version of the sampler and of every denoiser to a folder that a server polls.
 
@@ -54,6 +56,7 @@ def write_serving(
             written it can be changed by hand only.
         batch_sampler: let the server join the rows of several requests for samples. The signatures
             with scalar inputs (`sample`, `sample_schedule`) are then refused by the server.
+        autoencoder: the `KLAutoencoder` whose latents the network denoises, or None.
 
     Returns:
         The sampler's new version folder.
@@ -62,6 +65,7 @@ def write_serving(
         InputError: an argument breaks its rule, or `models.config` cannot take the version.
     """
     schedule.check_model(unet.widths, noise_table.train_timesteps)
+    check_conditional(schedule.guidance_scale, unet.num_classes)
     check_model(model, None, label)
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -75,7 +79,8 @@ def write_serving(
     with ExitStack() as stack:
         # Left in reverse order: the sampler appears last, when its denoisers are there.
         paths = [stack.enter_context(atomic_folder(folder / n / str(version))) for n in names]
-        _write_sampler(paths[0], model, unet, noise_table, schedule, batch_sampler)
+        made = {"batch": batch_sampler, "autoencoder": autoencoder}
+        _write_sampler(paths[0], model, unet, noise_table, schedule, **made)
         _write_denoisers(dict(zip(names[1:], paths[1:], strict=True)), unet)
     # Read again: somebody may have moved a label in the meantime.
     config = ModelsConfig(folder)
@@ -99,10 +104,13 @@ def _write_sampler(
     unet: Any,
     noise_table: NoiseTable,
     schedule: StepSchedule,
+    *,
     batch: bool,
+    autoencoder: Any,
 ) -> None:
-    write_sampler(unet, noise_table, schedule, path)
-    requests = sampler_requests(unet.image_shape, unet.widths, noise_table, schedule)
+    write_sampler(unet, noise_table, schedule, path, autoencoder)
+    shape, classes = unet.image_shape, unet.num_classes
+    requests = sampler_requests(shape, unet.widths, noise_table, schedule, classes)
     if batch:
         write_model_batching(path)
         requests = batchable(requests)
@@ -118,4 +126,4 @@ def _write_denoisers(paths: dict[str, Path], unet: Any) -> None:
             for part in (Path(staging) / width_name(width) / VERSION).iterdir():
                 part.rename(path / part.name)
             write_model_batching(path)
-            write_warmup(path, model, denoiser_requests(unet.image_shape))
+            write_warmup(path, model, denoiser_requests(unet.image_shape, unet.num_classes))

@@ -83,7 +83,7 @@ def convert(
         from ddsm_tf.export.quantization import quantized
 
         data = quantized(data, quantize, calibration)
-    return _built_in(data)
+    return built_in(data)
 
 
 def convert_rounded(network: Any) -> bytes:
@@ -95,10 +95,11 @@ def convert_rounded(network: Any) -> bytes:
     Raises:
         InputError: an operator is not built in.
     """
-    return _built_in(_from_tensorflow(network, None, optimized=True))
+    return built_in(_from_tensorflow(network, None, optimized=True))
 
 
-def _built_in(data: bytes) -> bytes:
+def built_in(data: bytes) -> bytes:
+    """A TFLite file, if it has built-in operators only; else `InputError`."""
     foreign = foreign_operators(data)
     if foreign:
         raise InputError(f"the network needs operators that TFLite has not built in: {foreign}")

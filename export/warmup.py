@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from ddsm_tf.errors import missing_extra
+from ddsm_tf.labels import IN_TURN
 from ddsm_tf.noise import NoiseTable
 from ddsm_tf.sampling import step_coefficients
 from ddsm_tf.schedule import StepSchedule, even_timesteps
@@ -30,9 +31,11 @@ Requests = Mapping[str, Mapping[str, np.ndarray]]
 """Signature → name of an input → its value."""
 
 
-def denoiser_requests(image_shape: tuple[int, int, int]) -> Requests:
+def denoiser_requests(image_shape: tuple[int, int, int], num_classes: int = 0) -> Requests:
     """One image for each signature of a denoiser."""
     inputs = {"x": ImageNoise(0, 0, 1, image_shape).draw(), "t": np.zeros(1, np.float32)}
+    if num_classes:
+        inputs["labels"] = np.zeros(1, np.int32)
     return {"serve": inputs, "serving_default": inputs}
 
 
@@ -41,6 +44,7 @@ def sampler_requests(
     widths: Iterable[float],
     noise_table: NoiseTable,
     schedule: StepSchedule,
+    num_classes: int = 0,
 ) -> Requests:
     """One image for each signature of a sampler; `sample_schedule` visits each width once."""
     one = {"seed": np.int64(0), "count": np.int64(1)}
@@ -48,12 +52,15 @@ def sampler_requests(
     draws = 1 + sum(bool(row.x_from_noise) for row in step_coefficients(schedule, noise_table))
     source = ImageNoise(0, 0, 1, image_shape)
     noise = np.stack([source.draw() for _ in range(draws)], axis=1)
+    label = np.full(1, IN_TURN, np.int32) if num_classes else None
+    labels = {} if label is None else {"labels": label}
+    own = schedule_inputs(_each_width_once(widths, noise_table), 1, 0, labels=label)
     return {
-        "sample": one,
-        "serving_default": one,
-        "sample_images": rows,
-        "sample_noise": {"noise": noise},
-        "sample_schedule": schedule_inputs(_each_width_once(widths, noise_table), 1, 0),
+        "sample": {**one, **labels},
+        "serving_default": {**one, **labels},
+        "sample_images": {**rows, **labels},
+        "sample_noise": {"noise": noise, **labels},
+        "sample_schedule": own,
     }
 
 

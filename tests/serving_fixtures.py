@@ -27,7 +27,7 @@ def write_serving(tiny_unet, tiny_savedmodels):
     from ddsm_tf.export import serving
     from ddsm_tf.schedule import width_name
 
-    def sampler(unet, noise_table, schedule, path):
+    def sampler(unet, noise_table, schedule, path, autoencoder=None):
         assert schedule == NOISY_SCHEDULE and not Path(path).name.isdigit()
         shutil.copytree(tiny_savedmodels / "sampler" / "1", path, dirs_exist_ok=True)
 

@@ -135,7 +135,9 @@ def test_the_graph_stays_in_one_piece(unet):
 def test_model_optimization_is_refused_in_one_line(unet, tmp_path):
     from ddsm_tf.export.optimize import Optimization
 
-    with pytest.raises(InputError, match="`optimize` does not go with a model with classes"):
+    with pytest.raises(
+        InputError, match="`optimize` does not go with a model with classes or latents"
+    ):
         export(
             "bundle",
             unet,

@@ -4,16 +4,18 @@ import dataclasses
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from ddsm_tf.edge import cli as edge_cli
 from ddsm_tf.metrics import train_classifier
-from ddsm_tf.training.config import RunConfig
 from ddsm_tf.training.data_sheet import PUBLISHED, costs_of, data_sheet, training_memory
 from ddsm_tf.training.presets import ABOUT, PRESETS, get_preset
 from ddsm_tf.training.run import network_of
 
 REDUCED = [
     "base_channels=8",
+    "channel_multipliers=1",
+    "attention_resolutions=",
     "blocks_per_level=1",
     "widths=1,0.5",
     "batch_size=4",
@@ -22,37 +24,49 @@ REDUCED = [
     "log_every=1",
     "sampling_steps=3",
 ]
+SIZE = 8
 
 
-def reduced_size(config: RunConfig) -> int:
-    """The smallest image that the preset's levels divide and that is attended to."""
-    return max(8, 2 ** len(config.channel_multipliers))
-
-
-def write_images(path, config, size):
+def write_images(path, channels, size):
     random = np.random.default_rng(0)
-    images = random.integers(0, 256, (24, size, size, config.channels), dtype=np.uint8)
+    images = random.integers(0, 256, (24, size, size, channels), dtype=np.uint8)
     np.savez(path, images=images, labels=np.arange(24) % 3)
     return images
 
 
-@pytest.mark.parametrize("preset", list(PRESETS))
-def test_preset_runs_from_training_to_the_device(preset, tmp_path, run_here):
-    config = get_preset(preset)
-    size = reduced_size(config)
-    images = write_images(tmp_path / "data.npz", config, size)
-    settings = [*REDUCED, f"image_size={size}", f"attention_resolutions={size // 2}"]
-    if config.num_classes:
-        settings.append("num_classes=3")
-    run = tmp_path / "run"
-    options = [text for setting in settings for text in ("--set", setting)]
-    data = f"npz:{tmp_path / 'data.npz'}"
+@pytest.fixture
+def eager_training():
+    """Training without graphs, which three steps do not pay for."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
 
+
+@pytest.mark.parametrize("preset", list(PRESETS))
+def test_preset_runs_from_training_to_the_device(preset, tmp_path, run_here, eager_training):
     def ddsm(*arguments):
         done = run_here(*arguments)
         assert done.returncode == 0, done.stderr
 
-    ddsm("train", preset, "--out", run, "--data", data, "--steps", 3, *options)
+    def options(*settings):
+        return [text for setting in settings for text in ("--set", setting)]
+
+    config = get_preset(preset)
+    data, settings = f"npz:{tmp_path / 'data.npz'}", [*REDUCED, f"image_size={SIZE}"]
+    size = 2 * SIZE if config.autoencoder else SIZE
+    images = write_images(tmp_path / "data.npz", 3 if config.autoencoder else config.channels, size)
+    if config.num_classes:
+        settings.append("num_classes=3")
+    if config.autoencoder:
+        small = [f"image_size={size}", "channel_multipliers=1,1", *REDUCED[5:9]]
+        small += ["base_channels=8", "blocks_per_level=1"]
+        out = tmp_path / "autoencoder"
+        command = ["autoencoder", preset, "--out", out, "--data", data, "--steps", 2]
+        ddsm(*command, *options(*small))
+        settings.append(f"autoencoder={out}")
+    run = tmp_path / "run"
+    ddsm("train", preset, "--out", run, "--data", data, "--steps", 3, *options(*settings))
+    tf.config.run_functions_eagerly(False)
     # Three steps train no network to speak of, and the judge need not be better.
     train_classifier(images, steps=2).save(run / "classifier.keras")
     ddsm("search", run, "--trials", 3, "--images", 4, "--segments", 1, "--confirm-images", 4)
@@ -61,7 +75,7 @@ def test_preset_runs_from_training_to_the_device(preset, tmp_path, run_here):
     arguments = ["sample", tmp_path / "bundle", "-n", "2", "--seed", "5", "-o", tmp_path / "e.npy"]
     assert edge_cli.run([str(argument) for argument in arguments]) == 0
     sampled, on_device = np.load(tmp_path / "images.npy"), np.load(tmp_path / "e.npy")
-    assert sampled.shape == (2, size, size, config.channels)
+    assert sampled.shape == (2, *images.shape[1:])
     # Float32 on two runtimes rounds a pixel in many the other way.
     apart = np.abs(sampled.astype(int) - on_device.astype(int))
     assert (apart <= 1).mean() > 0.999

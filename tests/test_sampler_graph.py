@@ -119,7 +119,7 @@ BAD = {
         "timesteps": tf.constant([], tf.int32),
         "widths": tf.constant([], tf.float32),
     },
-    "`sampler` must be": {"sampler": tf.constant("euler")},
+    "`sampler` must be": {"sampler": tf.constant("leapfrog")},
     "`variance` must be": {"variance": tf.constant("learned")},
     "`eta` must lie": {"eta": tf.constant(1.5)},
     "`count` must lie": {"count": tf.constant(0, tf.int64)},

@@ -145,7 +145,7 @@ class Checkpointer(StepCallback):
 
     def __init__(
         self,
-        run: Run,
+        run: Any,
         checkpoints: Checkpoints,
         variables: Sequence[Any],
         first_step: int,
@@ -167,7 +167,7 @@ class Checkpointer(StepCallback):
         self.sync()
         self.checkpoints.save(self.step, self.variables)
         with self.model.averaged_weights():
-            self.run.save_unet(self.model.unet)
+            self.run.save_weights(self.model)
         if self.stop and not last:
             self.stopped_at = self.step
             self.model.stop_training = True

@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import math
-import os
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from ddsm_tf.errors import InputError, invalid
-from ddsm_tf.files import check_keys, read_json, write_json
-from ddsm_tf.labels import MAX_CLASSES
-from ddsm_tf.noise import PREDICTIONS
-from ddsm_tf.schedule import MAX_GUIDANCE, SAMPLERS
-from ddsm_tf.timesteps import SPACINGS
-
-FORMAT = "ddsm-run"
-VERSION = 1
+from ddsm_tf.errors import invalid
+from ddsm_tf.training.flat_config import FlatConfig
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(FlatConfig):
     """What `config.json` holds. Every field but `preset` can be set with `--set field=value`.
 
     Attributes:
         preset: name of the preset the run started from.
         data: image source; see `ddsm_tf.training.data`.
-        image_size: side in pixels; images are resized and cropped to it.
-        channels: 1 (grey) to 4 (RGBA).
+        autoencoder: run folder of an autoencoder (`ddsm autoencoder`) whose latents are denoised;
+            empty where images are.
+        image_size: side in pixels; images are resized and cropped to it. With an autoencoder, the
+            side of its latents.
+        channels: 1 (grey) to 4 (RGBA); with an autoencoder, those of its latents.
         base_channels, channel_multipliers, attention_resolutions, blocks_per_level, widths,
             dropout: see `ddsm_tf.models.SlimmableUNet`.
         num_classes: of the data's labels; 0 trains without them.
@@ -71,6 +63,7 @@ class RunConfig:
     blocks_per_level: int = 2
     widths: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
     dropout: float = 0.0
+    autoencoder: str = ""
     num_classes: int = 0
     noise_schedule: str = "linear"
     train_timesteps: int = 1000
@@ -107,149 +100,74 @@ class RunConfig:
     search_trials: int = 48
     search_images: int = 1024
 
+    # Fields that older runs lack, and what those runs did.
+    FORMAT: ClassVar[str] = "ddsm-run"
+    SINCE: ClassVar[Mapping[str, Any]] = {
+        "held_out_images": 0,
+        "num_classes": 0,
+        "noise_schedule": "linear",
+        "sigma_min": 0.002,
+        "sigma_max": 80.0,
+        "prediction": "epsilon",
+        "data_std": 0.5,
+        "weighting": "uniform",
+        "label_dropout": 0.1,
+        "sampler": "ddim",
+        "timestep_spacing": "even",
+        "guidance_scale": 1.0,
+        "autoencoder": "",
+    }
+
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = _coerce(field.name, getattr(self, field.name), field.type)
-            object.__setattr__(self, field.name, value)
-            _check_range(field.name, value)
+        super().__post_init__()
         if (self.noise_schedule == "edm") != (self.prediction == "edm"):
             rule = 'must be "edm" where noise_schedule is, and nowhere else'
             raise invalid("prediction", self.prediction, rule)
         if self.guidance_scale != 1.0 and not self.num_classes:
             raise invalid("guidance_scale", self.guidance_scale, "needs num_classes above 0")
 
-    def changed(self, assignments: Iterable[str]) -> RunConfig:
-        """A copy with `key=value` texts applied, as given to `--set`.
 
-        Raises:
-            InputError: unknown key, no "=", or a value that does not fit.
-        """
-        changes = {}
-        for assignment in assignments:
-            key, equals, text = assignment.partition("=")
-            if not equals:
-                raise invalid("--set", assignment, "must read key=value")
-            changes[key] = _parse(key, text)
-        return dataclasses.replace(self, **changes)
+@dataclass(frozen=True)
+class AutoencoderConfig(FlatConfig):
+    """What `config.json` of an autoencoder holds. Every field but `preset` can be set.
 
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON value of `config.json`."""
-        return {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
+    Attributes:
+        preset: name of the preset whose latents are denoised; empty for none.
+        data: image source; see `ddsm_tf.training.data`.
+        image_size, channels: of the images.
+        latent_channels, base_channels, channel_multipliers, blocks_per_level, kl_weight: see
+            `ddsm_tf.models.autoencoder.KLAutoencoder`.
+        steps, batch_size, learning_rate, warmup_steps, learning_rate_decay, ema_momentum,
+            clip_norm, horizontal_flip, held_out_images, mixed_precision, jit_compile,
+            checkpoint_every, log_every, sample_every, seed: as in `RunConfig`.
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Write `config.json`, atomically."""
-        write_json(path, self.to_dict())
+    Raises:
+        InputError: a value has the wrong type or leaves its range.
+    """
 
-    @classmethod
-    def load(cls, path: str | os.PathLike) -> RunConfig:
-        """Read a `config.json`.
+    data: str
+    preset: str = ""
+    image_size: int = 256
+    channels: int = 3
+    latent_channels: int = 4
+    base_channels: int = 64
+    channel_multipliers: tuple[int, ...] = (1, 2, 4)
+    blocks_per_level: int = 2
+    kl_weight: float = 1e-4
+    steps: int = 100_000
+    batch_size: int = 32
+    learning_rate: float = 3e-4
+    warmup_steps: int = 500
+    learning_rate_decay: str = "cosine"
+    ema_momentum: float = 0.999
+    clip_norm: float = 1.0
+    horizontal_flip: bool = True
+    held_out_images: int = 256
+    mixed_precision: str = "float32"
+    jit_compile: bool = False
+    checkpoint_every: int = 1000
+    log_every: int = 50
+    sample_every: int = 1000
+    seed: int = 0
 
-        Raises:
-            InputError: it is missing, not JSON, of another format, or breaks a rule.
-        """
-        value = read_json(path, argument="config")
-        required = {field.name for field in dataclasses.fields(cls)} - set(_SINCE)
-        try:
-            fields = check_keys(
-                value, format=FORMAT, version=VERSION, required=required, optional=_SINCE
-            )
-            return cls(**{**_SINCE, **fields})
-        except InputError as error:
-            raise InputError(f"config {path}: {error}") from error
-
-
-# Fields that older runs lack, and what those runs did.
-_SINCE = {
-    "held_out_images": 0,
-    "num_classes": 0,
-    "noise_schedule": "linear",
-    "sigma_min": 0.002,
-    "sigma_max": 80.0,
-    "prediction": "epsilon",
-    "data_std": 0.5,
-    "weighting": "uniform",
-    "label_dropout": 0.1,
-    "sampler": "ddim",
-    "timestep_spacing": "even",
-    "guidance_scale": 1.0,
-}
-_CHOICES = {
-    "noise_schedule": ("linear", "cosine", "edm"),
-    "prediction": PREDICTIONS,
-    "weighting": ("uniform", "min_snr"),
-    "sampler": SAMPLERS,
-    "timestep_spacing": SPACINGS,
-    "learning_rate_decay": ("constant", "cosine"),
-    "mixed_precision": ("float32", "mixed_bfloat16"),
-}
-_AT_LEAST_ZERO = {"sample_every", "warmup_steps", "middle_widths", "held_out_images"}
-_LIMITS = {
-    "num_classes": (0, MAX_CLASSES),
-    "label_dropout": (0, 1),
-    "guidance_scale": (0, MAX_GUIDANCE),
-    "channels": (1, 4),
-    "dropout": (0, 1),
-    "distillation": (0, 1),
-    "ema_momentum": (0, 1),
-    "seed": (0, 2**63 - 1),
-    "train_timesteps": (1, 100_000),
-}
-_PARSERS = {"int": int, "float": float, "str": str}
-
-
-def _field_type(key: str) -> str:
-    for field in dataclasses.fields(RunConfig):
-        if field.name == key and key != "preset":
-            return field.type
-    names = [field.name for field in dataclasses.fields(RunConfig) if field.name != "preset"]
-    close = difflib.get_close_matches(key, names, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(names)}"
-    raise invalid("--set", key, f"is no field of the configuration; {hint}")
-
-
-def _parse(key: str, text: str) -> Any:
-    """The value of a `--set` text, by the field's type."""
-    kind = _field_type(key)
-    try:
-        if kind == "bool":
-            return {"true": True, "false": False}[text.lower()]
-        if kind.startswith("tuple"):
-            item = _PARSERS[kind[6:].split(",")[0]]
-            return tuple(item(part) for part in text.split(",") if part.strip())
-        return _PARSERS[kind](text)
-    except (ValueError, KeyError) as error:
-        names = {"bool": "true or false", "int": "an integer", "float": "a number"}
-        rule = names.get(kind, "numbers separated by commas")
-        raise invalid("--set", f"{key}={text}", f"must be {rule}") from error
-
-
-def _coerce(key: str, value: Any, kind: str) -> Any:
-    """Check a value's type; whole numbers may stand for floats and lists for tuples."""
-    if kind.startswith("tuple"):
-        if not isinstance(value, (list, tuple)):
-            raise invalid(key, value, "must be a list of numbers")
-        item = kind[6:].split(",")[0]
-        return tuple(_coerce(key, part, item) for part in value)
-    if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value) if abs(value) < 2**1000 else math.inf
-    expected = {"int": int, "float": float, "str": str, "bool": bool}[kind]
-    if not isinstance(value, expected) or (kind == "int" and isinstance(value, bool)):
-        raise invalid(key, value, f"must be of the type {kind}")
-    if kind == "float" and not math.isfinite(value):
-        raise invalid(key, value, "must be finite")
-    return value
-
-
-def _check_range(key: str, value: Any) -> None:
-    if key in _LIMITS:
-        low, high = _LIMITS[key]
-        if not low <= value <= high:
-            raise invalid(key, value, f"must lie in [{low:g}, {high:g}]")
-    elif key in _CHOICES:
-        if value not in _CHOICES[key]:
-            raise invalid(key, value, f"must be one of {', '.join(_CHOICES[key])}")
-    elif key in _AT_LEAST_ZERO:
-        if value < 0:
-            raise invalid(key, value, "must be 0 or more")
-    elif isinstance(value, (int, float)) and not isinstance(value, bool) and value <= 0:
-        raise invalid(key, value, "must be above 0")
+    FORMAT: ClassVar[str] = "ddsm-autoencoder"

@@ -122,7 +122,8 @@ def training_batches(
             orders[epoch][position % count]
             for epoch, position in zip(epochs, positions, strict=True)
         ]
-        batch = to_float(images[rows])
+        # Latents are floats already.
+        batch = to_float(images[rows]) if images.dtype == np.uint8 else np.array(images[rows])
         if flip:
             mirrored = np.random.default_rng([seed, 1, step]).random(batch_size) < 0.5
             batch[mirrored] = batch[mirrored, :, ::-1]

@@ -49,13 +49,14 @@ def importance_of(run: Run, model: Any) -> ImportanceTable:
             return table
     training, held_out = run.load_split()
     chosen = held_out if len(held_out.images) >= 2 else training
+    images = np.asarray(run.denoised(chosen.images[:IMAGES]))
     labels = chosen.labels[:IMAGES].astype(np.int32) if run.config.num_classes else None
     timesteps = min(TIMESTEPS, run.config.train_timesteps)
     with progress_bar(timesteps, "importance") as bar:
         table = measure_importance(
             model.denoise,
             run.noise_table,
-            to_float(chosen.images[:IMAGES]),
+            images if images.dtype == np.float32 else to_float(images),
             model.unet.widths,
             timesteps=timesteps,
             seed=run.config.seed,

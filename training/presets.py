@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from ddsm_tf.errors import invalid
-from ddsm_tf.training.config import RunConfig
+from ddsm_tf.training.config import AutoencoderConfig, RunConfig
 
 # Settled by trying what three minutes on two cores give best: two levels of equal width, a high
 # learning rate, all widths at every step, and less noise than for larger images, since 8 × 8 pixels
@@ -129,6 +129,48 @@ AFHQ = dataclasses.replace(
     ema_momentum=0.9995,
 )
 
+# Latents of 64 × 64 × 4, denoised by CelebA-HQ's network.
+LATENT_CELEBA_HQ = dataclasses.replace(
+    CELEBA_HQ,
+    preset="latent_celeba_hq",
+    data="tfds:celeb_a_hq/256:train",
+    autoencoder="latent_celeba_hq-autoencoder",
+    channels=4,
+    search_images=512,
+)
+
+# AFHQ's cats at 64 × 64 as latents of 16 × 16 × 4: a latent model that two CPU cores can train.
+LATENT_AFHQ = dataclasses.replace(
+    FASHION_MNIST,
+    preset="latent_afhq",
+    data="folder:afhq/train/cat",
+    autoencoder="latent_afhq-autoencoder",
+    channels=4,
+    base_channels=48,
+    channel_multipliers=(1, 2),
+    search_images=512,
+)
+
+AUTOENCODERS = {
+    "latent_celeba_hq": AutoencoderConfig(
+        preset="latent_celeba_hq", data="tfds:celeb_a_hq/256:train", steps=200_000
+    ),
+    "latent_afhq": AutoencoderConfig(
+        preset="latent_afhq",
+        data="folder:afhq/train/cat",
+        image_size=64,
+        base_channels=32,
+        channel_multipliers=(1, 2, 2),
+        blocks_per_level=1,
+        steps=4000,
+        batch_size=16,
+        learning_rate=1e-3,
+        warmup_steps=100,
+        checkpoint_every=200,
+        sample_every=500,
+    ),
+}
+
 PRESETS = {
     preset.preset: preset
     for preset in (
@@ -139,6 +181,8 @@ PRESETS = {
         LSUN_BEDROOM,
         AFHQ,
         IMAGENET64,
+        LATENT_CELEBA_HQ,
+        LATENT_AFHQ,
     )
 }
 
@@ -149,6 +193,8 @@ ABOUT = {
     "celeba_hq": "CelebA-HQ faces at 64×64; days on an accelerator",
     "lsun_bedroom": "LSUN bedrooms at 256×256, DDPM's network; weeks on an accelerator",
     "afhq": "AFHQ animal faces at 256×256 from a folder; days on an accelerator",
+    "latent_celeba_hq": "CelebA-HQ at 256×256 as latents of 64×64×4; days on an accelerator",
+    "latent_afhq": "AFHQ's cats at 64×64 as latents of 16×16×4; hours on two CPU cores",
     "imagenet64": "ImageNet at 64×64, 1,000 classes, guidance; weeks on several accelerators",
 }
 
@@ -162,3 +208,14 @@ def get_preset(name: str) -> RunConfig:
     if name not in PRESETS:
         raise invalid("PRESET", name, f"must be one of {', '.join(PRESETS)}")
     return PRESETS[name]
+
+
+def get_autoencoder(name: str) -> AutoencoderConfig:
+    """The autoencoder of the preset of that name.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name not in AUTOENCODERS:
+        raise invalid("PRESET", name, f"must be one of {', '.join(AUTOENCODERS)}")
+    return AUTOENCODERS[name]

@@ -6,8 +6,9 @@ import os
 import re
 import zipfile
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -17,26 +18,30 @@ from ddsm_tf.labels import check_conditional
 from ddsm_tf.noise import NoiseTable
 from ddsm_tf.schedule import StepSchedule
 from ddsm_tf.timesteps import spaced_timesteps
-from ddsm_tf.training.config import RunConfig
+from ddsm_tf.training.config import AutoencoderConfig, RunConfig
 from ddsm_tf.training.data import ImageSet, check_classes, load_images, split_images
+from ddsm_tf.training.flat_config import FlatConfig
 
 KEPT_CHECKPOINTS = 3
 
 
-class Run:
-    """A run folder.
+class RunFolder:
+    """A folder with a configuration, checkpoints, weights and logs.
 
     Attributes:
         path: the folder.
         config: its `config.json`.
     """
 
-    def __init__(self, path: Path, config: RunConfig) -> None:
+    Config: ClassVar[type[FlatConfig]]
+    command: ClassVar[str]
+
+    def __init__(self, path: Path, config: Any) -> None:
         self.path = path
         self.config = config
 
     @classmethod
-    def create(cls, path: str | os.PathLike, config: RunConfig) -> Run:
+    def create(cls, path: str | os.PathLike, config: Any) -> Self:
         """Start a run in a new or empty folder.
 
         Raises:
@@ -54,7 +59,7 @@ class Run:
         return cls(path, config)
 
     @classmethod
-    def open(cls, path: str | os.PathLike) -> Run:
+    def open(cls, path: str | os.PathLike) -> Self:
         """Open an existing run.
 
         Raises:
@@ -62,8 +67,21 @@ class Run:
         """
         path = Path(path)
         if not (path / "config.json").is_file():
-            raise invalid("RUN", str(path), "is no run folder (no config.json); see `ddsm train`")
-        return cls(path, RunConfig.load(path / "config.json"))
+            rule = f"is no run folder (no config.json); see `{cls.command}`"
+            raise invalid("RUN", str(path), rule)
+        return cls(path, cls.Config.load(path / "config.json"))
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """The states of its training."""
+        return Checkpoints(self.path / "checkpoints")
+
+
+class Run(RunFolder):
+    """The run folder of a diffusion model."""
+
+    Config = RunConfig
+    command = "ddsm train"
 
     @property
     def weights_path(self) -> Path:
@@ -116,9 +134,9 @@ class Run:
         return {"preset": self.config.preset, **trained}
 
     def load_data(self) -> ImageSet:
-        """All images of the run's source."""
+        """All images of the run's source; those of a run on latents are pixels as well."""
         config = self.config
-        images = load_images(config.data, config.image_size, config.channels)
+        images = load_images(config.data, *self.pixel_format)
         if config.num_classes:
             check_classes(images, config.data, config.num_classes)
         return images
@@ -127,6 +145,53 @@ class Run:
         """The images that the run trains on, and those it holds out."""
         return split_images(self.load_data(), self.config.held_out_images, self.config.seed)
 
+    @property
+    def autoencoder_path(self) -> Path:
+        """The autoencoder of a run on latents."""
+        return self.path / "autoencoder"
+
+    @property
+    def pixel_format(self) -> tuple[int, int]:
+        """Side in pixels and channels of the run's images, decoded where it denoises latents."""
+        if not self.config.autoencoder:
+            return self.config.image_size, self.config.channels
+        config = AutoencoderConfig.load(self.autoencoder_path / "config.json")
+        return config.image_size, config.channels
+
+    @cached_property
+    def autoencoder(self) -> Any:
+        """The `KLAutoencoder` of a run on latents, or None.
+
+        Raises:
+            InputError: it cannot be read, or its latents have another shape than the run's.
+        """
+        if not self.config.autoencoder:
+            return None
+        from ddsm_tf.training.autoencoder import load_autoencoder
+
+        autoencoder = load_autoencoder(self.autoencoder_path / "autoencoder.keras")
+        config = self.config
+        shape = (config.image_size, config.image_size, config.channels)
+        if autoencoder.latent_shape != shape:
+            rule = f"has latents of {autoencoder.latent_shape}, not image_size and channels {shape}"
+            raise invalid("autoencoder", config.autoencoder, rule)
+        return autoencoder
+
+    def denoised(self, images: np.ndarray, *, mirrored: bool = False) -> np.ndarray:
+        """What the network denoises: images, uint8 (N, H, W, C), or their latents, float32.
+
+        Args:
+            images: uint8 (N, H, W, C) pixels.
+            mirrored: whether latents of the mirrored images follow.
+        """
+        if self.autoencoder is None:
+            return images
+        from ddsm_tf.training.latents import encode_images
+
+        weights = self.autoencoder_path / "autoencoder.keras"
+        folder = self.path / "latents"
+        return encode_images(self.autoencoder, weights, images, folder, mirrored=mirrored)
+
     def new_unet(self) -> Any:
         """The run's architecture with fresh weights."""
         return network_of(self.config)
@@ -134,8 +199,12 @@ class Run:
     def new_model(self, unet: Any = None) -> Any:
         """A `DiffusionModel` as the configuration says, over `unet` or fresh weights."""
         from ddsm_tf.models import DiffusionModel
+        from ddsm_tf.models.compiled import CompiledDecoder
 
         config = self.config
+        latent = {}
+        if self.autoencoder is not None:
+            latent = {"clip": False, "decode": CompiledDecoder(self.autoencoder)}
         return DiffusionModel(
             unet or self.new_unet(),
             self.noise_table,
@@ -144,6 +213,7 @@ class Run:
             weighting=config.weighting,
             label_dropout=config.label_dropout,
             seed=config.seed,
+            **latent,
         )
 
     def load_unet(self) -> Any:
@@ -176,10 +246,10 @@ class Run:
         """A `DiffusionModel` over `load_unet`, ready to sample."""
         return self.new_model(self.load_unet())
 
-    def save_unet(self, unet: Any) -> None:
-        """Write the network, atomically."""
+    def save_weights(self, model: Any) -> None:
+        """Write the network of a `DiffusionModel`, atomically."""
         with atomic_file(self.weights_path) as temporary:
-            unet.save(temporary)
+            model.unet.save(temporary)
 
     def schedule(
         self,

@@ -6,18 +6,23 @@ import contextlib
 import dataclasses
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
+import numpy as np
 
 from ddsm_tf.errors import invalid
 from ddsm_tf.models import Adam, DiffusionModel, LinearWarmup
 from ddsm_tf.training.callbacks import Checkpointer, LossLog, SampleGrids, StepBar
 from ddsm_tf.training.config import RunConfig
 from ddsm_tf.training.data import ImageSet, training_batches
-from ddsm_tf.training.run import Checkpoints, Run
+from ddsm_tf.training.flat_config import FlatConfig
+from ddsm_tf.training.latents import adopt_autoencoder
+from ddsm_tf.training.run import Checkpoints, Run, RunFolder
+
+AnyRun = TypeVar("AnyRun", bound=RunFolder)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -32,17 +37,27 @@ def open_run(out: str | os.PathLike, config: RunConfig, *, resume: bool) -> Run:
     Raises:
         InputError: the folder exists and `resume` is false, or the configuration changed.
     """
+    run = open_or_resume(Run, out, config, resume)
+    if config.autoencoder and not run.autoencoder_path.exists():
+        adopt_autoencoder(config.autoencoder, run.autoencoder_path)
+    return run
+
+
+def open_or_resume(
+    kind: type[AnyRun], out: str | os.PathLike, config: FlatConfig, resume: bool
+) -> AnyRun:
+    """`open_run` of any kind of run folder."""
     if not resume or not (Path(out) / "config.json").exists():
-        return Run.create(out, config)
-    run = Run.open(out)
-    for field in dataclasses.fields(RunConfig):
+        return kind.create(out, config)
+    run = kind.open(out)
+    for field in dataclasses.fields(config):
         old, new = getattr(run.config, field.name), getattr(config, field.name)
         if old != new and field.name != "steps":
             rule = f"differs from the run's {old!r}; resume with the settings it was started with"
             raise invalid(field.name, new, rule)
     if config.steps != run.config.steps:
         config.save(run.path / "config.json")
-    return Run(run.path, config)
+    return kind(run.path, config)
 
 
 def train(run: Run) -> DiffusionModel:
@@ -62,16 +77,16 @@ def train(run: Run) -> DiffusionModel:
     model = run.new_model()
     model.compile(make_optimizer(config), jit_compile=config.jit_compile)
     model.optimizer.build(model.trainable_variables)
-    checkpoints = Checkpoints(run.path / "checkpoints")
+    checkpoints = run.checkpoints
     first_step = checkpoints.restore_latest(state_variables(model))
     if first_step < config.steps:
         _fit(run, model, images, checkpoints, first_step)
     with model.averaged_weights():
-        run.save_unet(model.unet)
+        run.save_weights(model)
     return run.load_model()
 
 
-def make_optimizer(config: RunConfig) -> Adam:
+def make_optimizer(config: Any) -> Adam:
     """Adam with warm-up, decay, moving average and clipping as the configuration says."""
     if config.learning_rate_decay == "cosine":
         rate = keras.optimizers.schedules.CosineDecay(
@@ -88,7 +103,7 @@ def make_optimizer(config: RunConfig) -> Adam:
     )
 
 
-def state_variables(model: DiffusionModel) -> list[Any]:
+def state_variables(model: keras.Model) -> list[Any]:
     """Everything that must be kept for training to go on as if it had never stopped."""
     return [
         *model.trainable_variables,
@@ -101,22 +116,53 @@ def _fit(
     run: Run, model: DiffusionModel, images: ImageSet, checkpoints: Checkpoints, first_step: int
 ) -> None:
     config = run.config
+    # Latents are mirrored as they are encoded.
+    mirrored = bool(config.autoencoder) and config.horizontal_flip
+    labels = images.labels if config.num_classes else None
+    if mirrored and labels is not None:
+        labels = np.concatenate([labels, labels])
     batches = training_batches(
-        images.images,
-        labels=images.labels if config.num_classes else None,
+        run.denoised(images.images, mirrored=mirrored),
+        labels=labels,
         batch_size=config.batch_size,
         seed=config.seed,
         first_step=first_step,
         steps=config.steps,
-        flip=config.horizontal_flip,
+        flip=config.horizontal_flip and not mirrored,
     )
+    grids = SampleGrids(run, first_step, config.sample_every)
+    fit_with_checkpoints(run, model, batches, checkpoints, first_step, grids)
+
+
+def fit_with_checkpoints(
+    run: Any,
+    model: Any,
+    batches: Iterable[tuple],
+    checkpoints: Checkpoints,
+    first_step: int,
+    grids: keras.callbacks.Callback,
+) -> None:
+    """`fit` from one step to the last, with logs, pictures, checkpoints and a progress bar.
+
+    Args:
+        run: has `path`, `config` and `save_weights`.
+        model: compiled; see `AveragedWeights`.
+        batches: of steps first_step … steps - 1.
+        checkpoints: of the run.
+        first_step: how many steps are done.
+        grids: a callback that writes pictures.
+
+    Raises:
+        Interrupted: SIGINT or SIGTERM came; a checkpoint was written first.
+    """
+    config = run.config
     with stop_flag() as stop:
         checkpointer = Checkpointer(
             run, checkpoints, state_variables(model), first_step, config.checkpoint_every, stop
         )
         callbacks = [
             LossLog(run.path / "logs", first_step, config.log_every),
-            SampleGrids(run, first_step, config.sample_every),
+            grids,
             checkpointer,
             StepBar(first_step, config.steps),
         ]

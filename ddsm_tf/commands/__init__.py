@@ -9,7 +9,7 @@ from ddsm_tf.commands.export import export
 from ddsm_tf.commands.sample import evaluate, report, sample
 from ddsm_tf.commands.search import importance, latency, search
 from ddsm_tf.commands.serve import serve_sample
-from ddsm_tf.commands.train import demo, presets, train
+from ddsm_tf.commands.train import autoencoder, demo, presets, train
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -22,6 +22,7 @@ def ddsm() -> None:
 for command in (
     demo,
     presets,
+    autoencoder,
     train,
     importance,
     search,

@@ -91,6 +91,7 @@ def export(
         from ddsm_tf.export.serving import write_serving
 
         given = {name: value for name, value in serving.items() if value is not None}
+        given["autoencoder"] = opened.autoencoder
         path = write_serving(unet, opened.noise_table, chosen, given.pop("serving"), **given)
         click.echo(path)
         return
@@ -108,6 +109,7 @@ def export(
             batch=batch,
             schedules=_named_schedules(opened, added),
             provenance=opened.provenance,
+            autoencoder=opened.autoencoder,
             overwrite=overwrite,
             **optimization,
         )

@@ -26,12 +26,24 @@ from ddsm_tf.console import without_stderr
 )
 @click.option("--schedule", metavar="FILE", help="Any schedule; else the model's.")
 @click.option(
+    "--class",
+    "classes",
+    metavar="K|K,K,…",
+    help="Classes that the images take in turn; all of the model's if left out.",
+)
+@click.option(
     "--timeout", type=float, default=120.0, show_default=True, help="Seconds for each call."
 )
 @click.option("--tls", metavar="default|FILE.pem", help="TLS, with these authorities.")
 @click.option("-o", "out", required=True, metavar="FILE.png|FILE.npy")
 def serve_sample(
-    count: int, seed: int, batch: int, schedule: str | None, out: str, **server: Any
+    count: int,
+    seed: int,
+    batch: int,
+    schedule: str | None,
+    classes: str | None,
+    out: str,
+    **server: Any,
 ) -> None:
     """Sample images from a TensorFlow Serving server."""
     from ddsm_tf.images import check_image_path, save_images
@@ -44,9 +56,20 @@ def serve_sample(
     quiet_logs()
     # The gRPC stubs import TensorFlow, which has something to say.
     with without_stderr(lambda: ServingClient(**server)) as client:
+        # Only a model with classes takes labels, and it needs them.
+        conditional = classes is not None or "labels" in client.signatures()["sample"].inputs
+        labels = _labels(classes, count) if conditional else None
+        options = {"labels": labels, "batch_size": batch}
         if steps:
-            images = client.sample_schedule(steps, count, seed, batch_size=batch)
+            images = client.sample_schedule(steps, count, seed, **options)
         else:
-            images = client.sample(count, seed, batch_size=batch)
+            images = client.sample(count, seed, **options)
     save_images(images, out)
     click.echo(out)
+
+
+def _labels(classes: str | None, count: int) -> Any:
+    """Labels that the server will check; it alone knows how many classes there are."""
+    from ddsm_tf.labels import IN_TURN, MAX_CLASSES, parse_labels
+
+    return IN_TURN if classes is None else parse_labels(classes, count, MAX_CLASSES)

@@ -60,3 +60,33 @@ def train(
     run = open_run(out, config, resume=resume)
     train_run(run)
     click.echo(f"trained {config.steps} steps: {run.weights_path}")
+
+
+@click.command()
+@click.argument("preset", metavar="latent_…")
+@click.option("--out", required=True, help="Run folder.")
+@click.option("--data", metavar="SOURCE", help="digits, npz:FILE[:KEY], folder:DIR, tfds:NAME")
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Configuration.")
+@click.option("--steps", type=click.IntRange(min=1), help="Training steps in all.")
+@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint.")
+def autoencoder(
+    preset: str, out: str, data: str, changes: tuple[str, ...], steps: int, resume: bool
+) -> None:
+    """Train the autoencoder whose latents a latent_… preset denoises."""
+    from ddsm_tf.training.presets import get_autoencoder
+
+    config = get_autoencoder(preset).changed(changes)
+    config = config.changed([f"data={data}"] if data else [])
+    config = config.changed([f"steps={steps}"] if steps else [])
+    quiet_tensorflow()
+    from ddsm_tf.training.autoencoder import AutoencoderRun, train_autoencoder
+    from ddsm_tf.training.train import open_or_resume
+
+    run = open_or_resume(AutoencoderRun, out, config, resume)
+    report = train_autoencoder(run)
+    click.echo(
+        f"trained {config.steps} steps: {run.weights_path}\n"
+        f"PSNR {report['psnr']:.2f} dB on {report['images']} images, KL {report['kl']:.3f} nats a "
+        f"latent value, latents' standard deviation {report['latent_std']:.3f}\n"
+        f"{run.path / 'reconstructions.png'}"
+    )

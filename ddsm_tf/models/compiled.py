@@ -46,6 +46,44 @@ class CompiledDenoiser:
         return np.asarray(self._compiled[width](x, timesteps, *given), np.float32)
 
 
+class CompiledDecoder:
+    """`decode(latents)` over a `KLAutoencoder` whose weights stay as they are, NumPy in and out.
+
+    Args:
+        autoencoder: the autoencoder.
+        batch_size: latents at a time.
+    """
+
+    def __init__(self, autoencoder: Any, batch_size: int = 16) -> None:
+        self._autoencoder = autoencoder
+        self._batch_size = batch_size
+        self._compiled: Callable | None = None
+
+    def __call__(self, latents: np.ndarray) -> np.ndarray:
+        """Images, float32 (N, H, W, C) about [-1, 1], of latents, float32 (N, h, w, c)."""
+        if self._compiled is None:
+            self._compiled = self._compile()
+        latents = np.asarray(latents, np.float32)
+        parts = [
+            np.asarray(self._compiled(latents[first : first + self._batch_size]), np.float32)
+            for first in range(0, len(latents), self._batch_size)
+        ]
+        return np.concatenate(parts)
+
+    def _compile(self) -> Callable:
+        decode, backend = self._autoencoder.decode, keras.backend.backend()
+        if backend == "tensorflow":
+            import tensorflow as tf
+
+            spec = tf.TensorSpec((None, *self._autoencoder.latent_shape), tf.float32)
+            return tf.function(decode, input_signature=[spec])
+        if backend == "jax":
+            import jax
+
+            return jax.jit(decode)
+        return lambda latents: keras.ops.convert_to_numpy(decode(latents))
+
+
 def _compile(unet: Any, width: float) -> Callable:
     backend = keras.backend.backend()
     if backend == "tensorflow":

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -12,6 +11,7 @@ import numpy as np
 from keras import ops
 
 from ddsm_tf.errors import InputError, invalid
+from ddsm_tf.models.averaging import AveragedWeights, steps_done
 from ddsm_tf.models.compiled import CompiledDenoiser
 from ddsm_tf.models.layers import PACKAGE
 from ddsm_tf.models.objective import Objective
@@ -34,7 +34,7 @@ def loss_name(width: float) -> str:
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
-class DiffusionModel(keras.Model):
+class DiffusionModel(AveragedWeights, keras.Model):
     """Trains a `SlimmableUNet` to denoise at every width, and samples images.
 
     Each step runs the widest, the narrowest and some random middle widths on the same x_t, t and
@@ -236,7 +236,7 @@ class DiffusionModel(keras.Model):
             super().make_train_function(force=True)
             steps[choice] = self.train_function
         del self.train_step
-        step = _steps_done(self.optimizer)
+        step = steps_done(self.optimizer)
 
         def train_function(*arguments: Any) -> Any:
             nonlocal step
@@ -273,23 +273,6 @@ class DiffusionModel(keras.Model):
         """The widths of a step: a pure function of seed and step, so a resumed run agrees."""
         choices = self._sandwiches()
         return choices[np.random.default_rng([self.seed, step]).integers(len(choices))]
-
-    @contextlib.contextmanager
-    def averaged_weights(self) -> Iterator[None]:
-        """Run the block with the optimizer's moving average as weights, then put them back."""
-        average = _moving_average(self.optimizer)
-        if average is None:
-            yield
-            return
-        variables = self.trainable_variables
-        raw = [ops.convert_to_numpy(variable) for variable in variables]
-        for variable, mean in zip(variables, average, strict=True):
-            variable.assign(mean)
-        try:
-            yield
-        finally:
-            for variable, value in zip(variables, raw, strict=True):
-                variable.assign(value)
 
     def sample(
         self,
@@ -369,15 +352,3 @@ def _unshare(variables: Sequence[Any]) -> None:
     if keras.backend.backend() == "jax":
         for variable in variables:
             variable.assign(ops.copy(variable))
-
-
-def _steps_done(optimizer: Any) -> int:
-    return int(ops.convert_to_numpy(optimizer.iterations))
-
-
-def _moving_average(optimizer: Any) -> list[Any] | None:
-    """The optimizer's averaged variables, or None before the first step or without `use_ema`."""
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-    if optimizer is None or not optimizer.use_ema or _steps_done(optimizer) == 0:
-        return None
-    return optimizer._model_variables_moving_average

@@ -36,9 +36,23 @@ def denoiser_model(model: str, width: float) -> str:
 
 
 def schedule_inputs(
-    schedule: StepSchedule, count: int, seed: int, first: int = 0
+    schedule: StepSchedule,
+    count: int,
+    seed: int,
+    first: int = 0,
+    labels: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """Inputs of the signature `sample_schedule`, by name: images first … first + count - 1."""
+    """Inputs of the signature `sample_schedule`, by name: images first … first + count - 1.
+
+    With `labels`, int32 (count,) or (1,), those of a model with classes.
+    """
+    conditional = {}
+    if labels is not None:
+        conditional = {
+            "guidance_scale": np.float32(schedule.guidance_scale),
+            "guidance_widths": np.array(schedule.guidance_widths or (), np.float32),
+            "labels": np.asarray(labels, np.int32),
+        }
     return {
         "seed": np.int64(seed),
         "first": np.int64(first),
@@ -48,6 +62,12 @@ def schedule_inputs(
         "sampler": np.array(schedule.sampler),
         "eta": np.float32(schedule.eta),
         "variance": np.array(schedule.variance),
+        "churn": np.float32(schedule.churn),
+        "churn_min": np.float32(schedule.churn_min),
+        # JSON has no infinity.
+        "churn_max": np.float32(-1.0 if schedule.churn_max is None else schedule.churn_max),
+        "churn_noise": np.float32(schedule.churn_noise),
+        **conditional,
     }
 
 
@@ -118,14 +138,23 @@ class ServingClient:
         """Give up the connection."""
         self._transport.close()
 
-    def sample(self, count: int, seed: int = 0, *, batch_size: int = 16) -> np.ndarray:
+    def sample(
+        self,
+        count: int,
+        seed: int = 0,
+        *,
+        labels: np.ndarray | int | None = None,
+        batch_size: int = 16,
+    ) -> np.ndarray:
         """Images of the exported schedule: those of `DiffusionModel.sample` with the same seed.
 
         Uses the signature `sample_images`, which works with and without batching on the server.
 
         Args:
             count: number of images N.
-            seed: in [0, 2**63); image i depends on seed and i only.
+            seed: in [0, 2**63); image i depends on seed, i and its class only.
+            labels: for a model with classes, and needed there: integers (N,), one for all images,
+                or `ddsm_tf.labels.IN_TURN`.
             batch_size: images a call.
 
         Returns:
@@ -134,12 +163,14 @@ class ServingClient:
         check_integer("count", count, 1)
         check_integer("batch_size", batch_size, 1)
         check_integer("seed", seed, 0, 2**63 - 1)
-        return np.concatenate(
-            [
-                self._images("sample_images", _seeds(seed, first, count, batch_size))
-                for first in range(0, count, batch_size)
-            ]
-        )
+        labels = _labels_of(labels, count)
+        parts = []
+        for first in range(0, count, batch_size):
+            inputs = _seeds(seed, first, count, batch_size)
+            if labels is not None:
+                inputs["labels"] = labels[first : first + batch_size]
+            parts.append(self._images("sample_images", inputs))
+        return np.concatenate(parts)
 
     def sample_from_noise(self, noise: np.ndarray, *, batch_size: int = 16) -> np.ndarray:
         """Images of the exported schedule from the caller's noise.
@@ -162,7 +193,13 @@ class ServingClient:
         )
 
     def sample_schedule(
-        self, schedule: StepSchedule, count: int, seed: int = 0, *, batch_size: int = 16
+        self,
+        schedule: StepSchedule,
+        count: int,
+        seed: int = 0,
+        *,
+        labels: np.ndarray | int | None = None,
+        batch_size: int = 16,
     ) -> np.ndarray:
         """Images of any schedule over the model's widths.
 
@@ -171,24 +208,41 @@ class ServingClient:
         Args:
             schedule: must be made for the model's number of training timesteps.
             count: number of images N.
-            seed: in [0, 2**63); image i depends on seed and i only.
+            seed: in [0, 2**63); image i depends on seed, i and its class only.
+            labels: as for `sample`; a guided schedule needs them.
             batch_size: images a call.
 
         Returns:
             uint8 (N, H, W, C).
+
+        Raises:
+            InputError: the schedule is guided and there are no labels.
         """
         check_integer("count", count, 1)
         check_integer("batch_size", batch_size, 1)
         check_integer("seed", seed, 0, 2**63 - 1)
+        labels = _labels_of(labels, count)
+        if schedule.guided and labels is None:
+            rule = "needs `labels`; models without classes cannot be guided"
+            raise invalid("guidance_scale", schedule.guidance_scale, rule)
         parts = []
         for first in range(0, count, batch_size):
             rows = min(batch_size, count - first)
-            inputs = schedule_inputs(schedule, rows, seed, first)
+            own = None if labels is None else labels[first : first + rows]
+            inputs = schedule_inputs(schedule, rows, seed, first, own)
             parts.append(self._images("sample_schedule", inputs, rows))
         return np.concatenate(parts)
 
-    def denoise(self, x: np.ndarray, t: int | np.ndarray, width: float) -> np.ndarray:
-        """ε for x, float32 (N, H, W, C), at timestep t, a scalar or (N,), from one width's model.
+    def denoise(
+        self,
+        x: np.ndarray,
+        t: int | np.ndarray,
+        width: float,
+        labels: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """The output for x, float32 (N, H, W, C), at timestep t, a scalar or (N,), of one width.
+
+        Models with classes need `labels`, int32 (N,).
 
         Returns:
             float32 (N, H, W, C).
@@ -199,7 +253,10 @@ class ServingClient:
         timesteps = np.broadcast_to(np.asarray(t, np.float32), (len(x),))
         name = denoiser_model(self.model.name, width)
         model = ModelSpec(name, self.model.version, self.model.label)
-        noise = self._predict(model, "serve", {"x": x, "t": timesteps}, np.float32, "x")
+        inputs = {"x": x, "t": timesteps}
+        if labels is not None:
+            inputs["labels"] = _labels_of(labels, len(x))
+        noise = self._predict(model, "serve", inputs, np.float32, "x")
         return self._checked(noise, x.shape)
 
     def signatures(self) -> dict[str, Signature]:
@@ -306,6 +363,16 @@ def _make_transport(
 def _seeds(seed: int, first: int, count: int, batch_size: int) -> dict[str, np.ndarray]:
     index = np.arange(first, min(first + batch_size, count), dtype=np.int64)
     return {"seed": np.full(len(index), seed, np.int64), "index": index}
+
+
+def _labels_of(labels: np.ndarray | int | None, count: int) -> np.ndarray | None:
+    """int32 (count,), or None."""
+    if labels is None:
+        return None
+    array = np.asarray(labels)
+    if array.dtype.kind not in "iu" or array.shape not in ((), (count,)):
+        raise invalid("labels", f"of shape {array.shape}", f"must be integers ({count},) or one")
+    return np.broadcast_to(array, (count,)).astype(np.int32)
 
 
 def _describe(model: ModelSpec) -> str:
