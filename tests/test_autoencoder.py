@@ -189,10 +189,11 @@ def latent_run(tmp_path_factory):
 
 
 def test_the_autoencoder_learns(latent_run):
-    _, folder, _ = latent_run
+    _, folder, images = latent_run
     report = json.loads((folder / "report.json").read_text())
-    # The mean of all images, the best without latents, has 15 dB.
-    assert report["psnr"] > 21
+    # The mean of all images is the best that can be done without latents.
+    without = 10 * np.log10(255**2 / np.var(images - images.mean(axis=0)))
+    assert report["psnr"] > without + 3
     assert report["latent_std"] == pytest.approx(1.0, abs=0.1)
     assert (folder / "reconstructions.png").stat().st_size > 1000
     assert AutoencoderRun.open(folder).checkpoints.steps()[-1] == 250
