@@ -226,7 +226,7 @@ def test_bad_folder(tmp_path):
     with pytest.raises(InputError, match="1 images"):
         load_images(source, 8, 1)
     (tmp_path / "junk.png").write_bytes(b"junk")
-    with pytest.raises(InputError, match=r"junk\.png.*not a readable image"):
+    with pytest.raises(InputError, match="holds 1 readable images"):
         load_images(source, 8, 1)
 
 

@@ -16,7 +16,8 @@ from ddsm_tf.images import image_grid, save_png, to_float, to_uint8
 from ddsm_tf.models.autoencoder import KLAutoencoder
 from ddsm_tf.training.callbacks import StepCallback
 from ddsm_tf.training.config import AutoencoderConfig
-from ddsm_tf.training.data import ImageSet, load_images, split_images, training_batches
+from ddsm_tf.training.data import ImageSet, load_images, split_images
+from ddsm_tf.training.pipeline import training_pipeline
 from ddsm_tf.training.run import RunFolder
 from ddsm_tf.training.train import fit_with_checkpoints, make_optimizer, state_variables
 
@@ -38,7 +39,8 @@ class AutoencoderRun(RunFolder):
     def load_split(self) -> tuple[ImageSet, ImageSet]:
         """The images that the run trains on, and those it holds out."""
         config = self.config
-        images = load_images(config.data, config.image_size, config.channels)
+        cache = self.path / "cache"
+        images = load_images(config.data, config.image_size, config.channels, cache)
         return split_images(images, config.held_out_images, config.seed)
 
     def new_autoencoder(self) -> KLAutoencoder:
@@ -108,7 +110,7 @@ def train_autoencoder(run: AutoencoderRun) -> dict[str, float]:
     first_step = run.checkpoints.restore_latest(state_variables(model))
     judged = (held_out if len(held_out.images) else training).images
     if first_step < config.steps:
-        batches = training_batches(
+        batches = training_pipeline(
             training.images,
             batch_size=config.batch_size,
             seed=config.seed,

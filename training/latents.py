@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,25 +58,37 @@ def encode_images(
     """
     digest = hashlib.sha256(weights.read_bytes())
     digest.update(f"{images.shape} {mirrored}".encode())
-    digest.update(np.ascontiguousarray(images))
+    for batch in _batches(images):
+        digest.update(np.ascontiguousarray(batch))
     path = folder / f"{digest.hexdigest()[:32]}.npy"
     if not path.exists():
-        sets = [images, images[:, :, ::-1]] if mirrored else [images]
-        with progress_bar(sum(map(len, sets)), "encode") as bar:
-            parts = [latents for some in sets for latents in _encode(autoencoder, some, bar)]
         folder.mkdir(parents=True, exist_ok=True)
-        with atomic_file(path) as temporary, open(temporary, "wb") as file:
-            np.save(file, np.concatenate(parts))
+        with atomic_file(path) as temporary:
+            _write(autoencoder, images, mirrored, temporary)
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise invalid("latents", str(path), f"cannot be read ({error}); delete it") from error
 
 
-def _encode(autoencoder: Any, images: np.ndarray, bar: Any) -> Any:
+def _write(autoencoder: Any, images: Any, mirrored: bool, path: Path) -> None:
     from keras import ops
 
+    sets = 1 + int(mirrored)
+    shape = (sets * len(images), *autoencoder.latent_shape)
+    latents = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+    place = 0
+    with progress_bar(len(latents), "encode") as bar:
+        for is_mirrored in range(sets):
+            for batch in _batches(images):
+                pixels = to_float(batch[:, :, ::-1] if is_mirrored else batch)
+                encoded = ops.convert_to_numpy(autoencoder.encode(pixels))
+                latents[place : place + len(batch)] = encoded
+                place += len(batch)
+                bar.update(len(batch))
+    latents.flush()
+
+
+def _batches(images: Any) -> Iterator[np.ndarray]:
     for first in range(0, len(images), BATCH_SIZE):
-        batch = to_float(images[first : first + BATCH_SIZE])
-        yield ops.convert_to_numpy(autoencoder.encode(batch)).astype(np.float32)
-        bar.update(len(batch))
+        yield images[first : first + BATCH_SIZE]

@@ -136,7 +136,7 @@ class Run(RunFolder):
     def load_data(self) -> ImageSet:
         """All images of the run's source; those of a run on latents are pixels as well."""
         config = self.config
-        images = load_images(config.data, *self.pixel_format)
+        images = load_images(config.data, *self.pixel_format, self.path / "cache")
         if config.num_classes:
             check_classes(images, config.data, config.num_classes)
         return images

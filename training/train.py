@@ -17,9 +17,10 @@ from ddsm_tf.errors import invalid
 from ddsm_tf.models import Adam, DiffusionModel, LinearWarmup
 from ddsm_tf.training.callbacks import Checkpointer, LossLog, SampleGrids, StepBar
 from ddsm_tf.training.config import RunConfig
-from ddsm_tf.training.data import ImageSet, training_batches
+from ddsm_tf.training.data import ImageSet
 from ddsm_tf.training.flat_config import FlatConfig
 from ddsm_tf.training.latents import adopt_autoencoder
+from ddsm_tf.training.pipeline import training_pipeline
 from ddsm_tf.training.run import Checkpoints, Run, RunFolder
 
 AnyRun = TypeVar("AnyRun", bound=RunFolder)
@@ -121,7 +122,7 @@ def _fit(
     labels = images.labels if config.num_classes else None
     if mirrored and labels is not None:
         labels = np.concatenate([labels, labels])
-    batches = training_batches(
+    batches = training_pipeline(
         run.denoised(images.images, mirrored=mirrored),
         labels=labels,
         batch_size=config.batch_size,

@@ -5,6 +5,7 @@ Heavy modules load inside the commands, so that `--help` is quick.
 
 import click
 
+from ddsm_tf.commands.data import data
 from ddsm_tf.commands.export import export
 from ddsm_tf.commands.sample import evaluate, report, sample
 from ddsm_tf.commands.search import importance, latency, search
@@ -22,6 +23,7 @@ def ddsm() -> None:
 for command in (
     demo,
     presets,
+    data,
     autoencoder,
     train,
     importance,
