@@ -222,8 +222,8 @@ def _tfds(name: str, rest: str) -> Source:
     if "image" not in builder.info.features:
         found = ", ".join(builder.info.features)
         raise invalid("data", name, f"has no feature `image`; it has {found}")
-    features = builder.info.features
-    label = features["label"] if "label" in features else None
+    # No dictionary: it has no `get`.
+    label = builder.info.features["label"] if "label" in set(builder.info.features) else None
     classes = tuple(map(str, getattr(label, "names", None) or ()))
 
     def read() -> Iterator[tuple[Any, int | None]]:
