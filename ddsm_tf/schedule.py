@@ -209,8 +209,11 @@ class StepSchedule:
         return [(width, len(list(run))) for width, run in groupby(self.widths)]
 
     def describe(self) -> str:
-        """Such as "15 steps at 0.5, 10 steps at 1"."""
-        return ", ".join(f"{steps} steps at {width:g}" for width, steps in self.segments())
+        """Such as "15 steps at 0.5, 10 steps at 1", and what the unconditional branch does."""
+        text = _describe(self.widths)
+        if self.guidance_widths:
+            text += f"; without the class {_describe(self.guidance_widths)}"
+        return text
 
     def check_model(self, widths: Iterable[float], train_timesteps: int) -> None:
         """Raise `InputError` unless a model with these widths and T can run the schedule."""
@@ -273,6 +276,11 @@ class StepSchedule:
             return cls.from_dict(value)
         except InputError as error:
             raise InputError(f"schedule {path}: {error}") from error
+
+
+def _describe(widths: tuple[float, ...]) -> str:
+    runs = ((width, len(list(run))) for width, run in groupby(widths))
+    return ", ".join(f"{steps} steps at {width:g}" for width, steps in runs)
 
 
 def _is_number(value: object) -> bool:

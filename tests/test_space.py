@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ddsm_tf.cost import schedule_cost
+from ddsm_tf.cost import cost_fraction, schedule_cost
 from ddsm_tf.errors import InputError
 from ddsm_tf.schedule import StepSchedule, even_timesteps
 from ddsm_tf.search import ScheduleSpace
@@ -149,3 +149,42 @@ def test_a_width_without_a_cost_is_not_free():
     costs = {width: cost for width, cost in COSTS.items() if width != 0.5}
     with pytest.raises(KeyError, match=r"0\.5"):
         make_space().relative_costs(np.zeros((1, 5), int), costs)
+
+
+def guided_space(segments=3, steps=7, sampler="ddim"):
+    base = StepSchedule.uniform(
+        1.0, even_timesteps(1000, steps), sampler=sampler, guidance_scale=3.0
+    )
+    return ScheduleSpace(base, (1.0, 0.5, 0.25), segments, free_guidance=True)
+
+
+def test_second_half_of_a_genome_is_the_unconditional_branch():
+    space = guided_space()
+    assert (space.parts, space.segments, space.size) == (3, 6, 3**6)
+    schedule = space.schedule((0, 1, 2, 2, 0, 1))
+    assert schedule.widths == (1.0, 1.0, 1.0, 0.5, 0.5, 0.25, 0.25)
+    assert schedule.guidance_widths == (0.25, 0.25, 0.25, 1.0, 1.0, 0.5, 0.5)
+    assert space.schedule((1,) * 6).guidance_widths is None
+    assert space.from_text(space.to_text((0, 1, 2, 2, 0, 1))) == (0, 1, 2, 2, 0, 1)
+    assert space.ramp(1.0, 0.25, 1) == (0, 2, 2, 0, 2, 2)
+    assert (
+        space.branch_timesteps == ScheduleSpace(space.steps, (1.0, 0.5, 0.25), 3).branch_timesteps
+    )
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "heun"])
+@pytest.mark.parametrize("free", [True, False])
+def test_relative_costs_count_both_branches_and_heun(sampler, free):
+    space = guided_space(sampler=sampler)
+    if not free:
+        space = ScheduleSpace(space.steps, (1.0, 0.5, 0.25), 3)
+    costs = {1.0: 10.0, 0.5: 3.0, 0.25: 1.0}
+    genomes = [g for index, g in enumerate(space.genomes()) if index % 7 == 0]
+    expected = [cost_fraction(space.schedule(genome), costs) for genome in genomes]
+    np.testing.assert_allclose(space.relative_costs(np.array(genomes), costs), expected, rtol=1e-12)
+
+
+def test_free_guidance_needs_guided_steps():
+    base = StepSchedule.uniform(1.0, even_timesteps(1000, 4))
+    with pytest.raises(InputError, match="free_guidance"):
+        ScheduleSpace(base, (1.0, 0.5), 2, free_guidance=True)

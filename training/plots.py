@@ -56,6 +56,10 @@ def schedule_plot(schedules: dict[str, StepSchedule]) -> Figure:
         # A step holds from its own timestep until the next one's.
         timesteps = [*schedule.timesteps, 0]
         axes.step(timesteps, [*schedule.widths, schedule.widths[-1]], where="post", label=name)
+        if schedule.guidance_widths:
+            widths = [*schedule.guidance_widths, schedule.guidance_widths[-1]]
+            label = f"{name}, without the class"
+            axes.step(timesteps, widths, where="post", linestyle=":", label=label)
     axes.invert_xaxis()
     axes.set_ylim(0.0, 1.05)
     axes.legend()

@@ -45,7 +45,8 @@ class SearchOptions:
 
     Attributes:
         method: one of `METHODS`.
-        sampler, steps: of every schedule.
+        sampler, steps, guidance_scale: of every schedule.
+        guidance_widths: of the unconditional branch, "same" (the steps') or "free" (searched).
         cost: "macs", "parameters" or "latency:FILE".
         trials, images: how many schedules, and images each.
         seed: of the search and its common noise.
@@ -63,6 +64,8 @@ class SearchOptions:
 
     method: str = "nsga2"
     sampler: str | None = None
+    guidance_scale: float | None = None
+    guidance_widths: str = "same"
     steps: int | None = None
     cost: str = "macs"
     trials: int | None = None
@@ -79,6 +82,8 @@ class SearchOptions:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise invalid("--method", self.method, f"must be one of {', '.join(METHODS)}")
+        if self.guidance_widths not in ("same", "free"):
+            raise invalid("--guidance-widths", self.guidance_widths, "must be same or free")
         if self.budget is not None and not 0.0 < self.budget <= 1.0:
             raise invalid("--budget", self.budget, "must lie in (0, 1]")
         if self.max_distance is not None and not 0.0 < self.max_distance < np.inf:
@@ -99,7 +104,15 @@ class SearchProblem:
         unet = self.model.unet
         self.macs: Mapping[float, float] = cost_per_width("macs", unet)
         self.cost = cost_per_width(options.cost, unet)
-        self.base = run.schedule("full", sampler=options.sampler, steps=options.steps)
+        self.base = run.schedule(
+            "full",
+            sampler=options.sampler,
+            steps=options.steps,
+            guidance_scale=options.guidance_scale,
+        )
+        self.free_guidance = options.guidance_widths == "free"
+        if self.free_guidance and not self.base.guided:
+            raise invalid("--guidance-widths", "free", "needs --guidance, other than 1")
         segments = options.segments or run.config.search_segments
         self.segments = min(segments * 2**options.refinements, len(self.base))
         self.images = options.images or run.config.search_images
@@ -110,7 +123,8 @@ class SearchProblem:
     def space(self, method: str) -> ScheduleSpace:
         """The schedules that a method walks; the paper's have a width for each step."""
         segments = len(self.base) if method == "paper" else self.segments
-        return ScheduleSpace(self.base, self.model.unet.widths, segments, skips=self.options.skips)
+        options = {"skips": self.options.skips, "free_guidance": self.free_guidance}
+        return ScheduleSpace(self.base, self.model.unet.widths, segments, **options)
 
     @property
     def settings_path(self) -> Path:
@@ -122,7 +136,9 @@ class SearchProblem:
 
     @cached_property
     def harm(self) -> np.ndarray:
-        """(W, steps)."""
+        """(W, steps), or (W, 2 · steps) where the unconditional branch has its own widths."""
+        if self.free_guidance:
+            return self.importance.guided_harm(self.base, self.run.noise_table)
         return self.importance.harm(self.base, self.run.noise_table)
 
     @cached_property
@@ -239,4 +255,5 @@ class SearchProblem:
             "segments": self.segments,
             "refinements": self.options.refinements,
             "skips": self.options.skips,
+            "guidance_widths": self.options.guidance_widths,
         }

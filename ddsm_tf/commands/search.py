@@ -16,6 +16,7 @@ from ddsm_tf.commands.shared import (
     seed_option,
     steps_option,
 )
+from ddsm_tf.schedule import MAX_GUIDANCE
 
 
 @click.command()
@@ -58,6 +59,20 @@ def importance(run: str, budgets: tuple[float, ...], **options: Any) -> None:
 @run_argument
 @sampler_option
 @steps_option
+@click.option(
+    "--guidance",
+    "guidance_scale",
+    type=click.FloatRange(0, MAX_GUIDANCE),
+    metavar="SCALE",
+    help="Guidance of every schedule, for models with classes; the run's if left out.",
+)
+@click.option(
+    "--guidance-widths",
+    type=click.Choice(["same", "free"]),
+    default="same",
+    show_default=True,
+    help="Whether the unconditional branch has widths of its own.",
+)
 @click.option(
     "--method",
     default="nsga2",

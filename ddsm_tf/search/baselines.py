@@ -126,8 +126,8 @@ def random_schedules(space: ScheduleSpace, count: int, seed: int) -> FixedSchedu
 
 def ramp_schedules(space: ScheduleSpace) -> FixedSchedules:
     """Every uniform schedule and every two-stage one; those that switch in the middle first."""
-    half = space.segments / 2
-    switches = sorted(range(1, space.segments), key=lambda switch: abs(switch - half))
+    half = space.parts / 2
+    switches = sorted(range(1, space.parts), key=lambda switch: abs(switch - half))
     return FixedSchedules(space, [*space.uniforms(), *ramps(space, switches)])
 
 
@@ -171,7 +171,8 @@ def importance_proxy(space: ScheduleSpace, harm: np.ndarray) -> np.ndarray:
 
     Args:
         space: the schedules.
-        harm: float (W, steps), of `ImportanceTable.harm` for the space's steps.
+        harm: float (W, steps), of `ImportanceTable.harm` for the space's steps; the unconditional
+            branch's behind it, (W, 2 · steps), where that has widths of its own.
     """
     firsts = np.cumsum((0, *space.segment_lengths[:-1]))
     proxy = np.add.reduceat(harm, firsts, axis=1).T

@@ -104,7 +104,7 @@ def proxy_correlation(
 
     Args:
         entries: trials.
-        harm: float (W, steps), of `ImportanceTable.harm`.
+        harm: float (W, steps), of `ImportanceTable.harm`, or (W, 2 · steps), of `guided_harm`.
         steps: the schedule that `harm` is of.
         widths: the model's, widest first.
 
@@ -117,7 +117,10 @@ def proxy_correlation(
     for entry in entries:
         schedule: dict[str, Any] = entry["schedule"]
         if tuple(schedule["timesteps"]) == steps.timesteps:
-            rows = [widths.index(width) for width in schedule["widths"]]
+            chosen = list(schedule["widths"])
+            if harm.shape[1] > len(chosen):
+                chosen += schedule.get("guidance_widths", chosen)
+            rows = [widths.index(width) for width in chosen]
             proxies.append(float(harm[rows, np.arange(len(rows))].sum()))
             distances.append(entry["distance"])
     if len(set(proxies)) < 3 or len(set(distances)) < 3:

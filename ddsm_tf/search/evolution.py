@@ -104,7 +104,7 @@ class Evolution(Generations):
         uniform = self.space.uniforms()
         # A quarter of what is left: ramps span few of the schedules.
         room = max(0, self.population - len(uniform) - len(self.seeds)) // 4
-        every = map(self._whole_blocks, ramps(self.space, [self.space.segments // 2]))
+        every = map(self._whole_blocks, ramps(self.space, [self.space.parts // 2]))
         return [ramp for ramp in every if ramp not in {*uniform, *self.seeds}][:room]
 
     def _fixed(self) -> list[Genome]:

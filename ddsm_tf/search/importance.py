@@ -124,6 +124,19 @@ class ImportanceTable:
         noise_share = 1.0 - noise_table.alphas_cumprod[list(schedule.timesteps)]
         return noise_share * self.excess(schedule.timesteps)
 
+    def guided_harm(self, schedule: StepSchedule, noise_table: NoiseTable) -> np.ndarray:
+        """`harm` of both branches of a guided schedule.
+
+        The guided output is s · conditional + (1 - s) · unconditional. The errors that narrower
+        widths make in the two are taken as independent and of one size, so they enter with s² and
+        (s - 1)².
+
+        Returns:
+            float64 (W, 2 · steps): the conditional branch's, then the unconditional one's.
+        """
+        harm, scale = self.harm(schedule, noise_table), schedule.guidance_scale
+        return np.concatenate([scale**2 * harm, (scale - 1.0) ** 2 * harm], axis=1)
+
     def to_dict(self) -> dict[str, Any]:
         """The JSON value of `importance.json`."""
         return {

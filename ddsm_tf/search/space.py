@@ -29,13 +29,19 @@ class ScheduleSpace:
     With `skips`, a segment may also have the width 0: its steps are left out, and the step before
     reaches further. So the search picks timesteps as well as widths.
 
+    With `free_guidance`, a genome has a second half: the width of the unconditional branch in each
+    part of the steps. Otherwise that branch runs at the step's own width.
+
     Args:
         steps: timesteps and sampler of every schedule; its widths do not matter.
         widths: the model's widths, at most 35.
         segments: how many segments; more than there are steps means one a step.
         skips: whether segments may be left out.
+        free_guidance: whether the unconditional branch has widths of its own.
 
     Attributes:
+        parts: segments of the steps.
+        segments: digits of a genome: as many as `parts`, or twice that with `free_guidance`.
         choices: what a segment can be: the widths, widest first, and `SKIP` last with `skips`.
 
     Raises:
@@ -43,19 +49,31 @@ class ScheduleSpace:
     """
 
     def __init__(
-        self, steps: StepSchedule, widths: Sequence[float], segments: int, *, skips: bool = False
+        self,
+        steps: StepSchedule,
+        widths: Sequence[float],
+        segments: int,
+        *,
+        skips: bool = False,
+        free_guidance: bool = False,
     ) -> None:
         if segments < 1:
             raise invalid("segments", segments, "must be at least 1")
         if not 1 <= len(widths) < len(_DIGITS):
             raise invalid("widths", tuple(widths), f"must be 1 to {len(_DIGITS) - 1} widths")
+        if free_guidance and (skips or not steps.guided):
+            rule = "needs guided steps, none of which is skipped"
+            raise invalid("free_guidance", free_guidance, rule)
         self.steps = steps
+        self.free_guidance = free_guidance
         self.widths = tuple(sorted(widths, reverse=True))
         self.choices = (*self.widths, SKIP) if skips else self.widths
-        self.segments = min(segments, len(steps))
-        parts = np.array_split(np.arange(len(steps)), self.segments)
-        self.segment_lengths = tuple(len(part) for part in parts)
-        self._segment_of_step = np.repeat(np.arange(self.segments), self.segment_lengths)
+        self.parts = min(segments, len(steps))
+        lengths = [len(part) for part in np.array_split(np.arange(len(steps)), self.parts)]
+        self._segment_of_step = np.repeat(np.arange(self.parts), lengths)
+        branches = 2 if free_guidance else 1
+        self.segments = branches * self.parts
+        self.segment_lengths = tuple(lengths) * branches
 
     @property
     def skips(self) -> bool:
@@ -74,7 +92,7 @@ class ScheduleSpace:
 
         With skips also the last one, since where it leads depends on what follows.
         """
-        lasts = np.cumsum(self.segment_lengths)[:-1] - 1
+        lasts = np.cumsum(self.segment_lengths[: self.parts])[:-1] - 1
         firsts = {0, *(lasts + 1)}
         parting = firsts | set(lasts) if self.skips else firsts
         return frozenset(self.steps.timesteps[index] for index in parting)
@@ -86,6 +104,9 @@ class ScheduleSpace:
     def schedule(self, genome: Genome) -> StepSchedule:
         """The schedule of a genome."""
         widths = [self.choices[genome[k]] for k in self._segment_of_step]
+        if self.free_guidance:
+            unconditional = [self.choices[genome[self.parts + k]] for k in self._segment_of_step]
+            return self.steps.with_widths(widths, unconditional)
         kept = [(t, w) for t, w in zip(self.steps.timesteps, widths, strict=True) if w != SKIP]
         return self.steps.with_steps(*zip(*kept, strict=True))
 
@@ -113,16 +134,25 @@ class ScheduleSpace:
         return [self.uniform(width) for width in self.widths]
 
     def ramp(self, first: float, second: float, switch: int) -> Genome:
-        """`first` for the first `switch` segments, then `second`."""
+        """`first` for the first `switch` parts, then `second`; the same in both branches."""
         before, after = self.index(first), self.index(second)
-        return (before,) * switch + (after,) * (self.segments - switch)
+        branch = (before,) * switch + (after,) * (self.parts - switch)
+        return branch * (self.segments // self.parts)
 
     def relative_costs(self, genomes: np.ndarray, cost_per_width: dict[float, float]) -> np.ndarray:
         """Costs of genomes (N, segments) as shares of all steps at the widest width, (N,)."""
         costs = np.array([{**cost_per_width, SKIP: 0.0}[choice] for choice in self.choices])
-        lengths = np.array(self.segment_lengths)
+        lengths = self._calls_of_segments()
         full = lengths.sum() * cost_per_width[self.widths[0]]
         return costs[np.asarray(genomes, int)] @ lengths / full
+
+    def _calls_of_segments(self) -> np.ndarray:
+        """Network calls of each segment; guidance that follows the steps doubles all alike."""
+        calls = np.ones(len(self.steps))
+        if self.steps.sampler == "heun":
+            calls[:-1] = 2.0
+        per_part = np.bincount(self._segment_of_step, calls)
+        return np.tile(per_part, self.segments // self.parts)
 
     def to_text(self, genome: Genome) -> str:
         """One digit a segment."""
