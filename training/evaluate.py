@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from ddsm_tf.cost import cost_fraction, macs_per_width, schedule_cost
+from ddsm_tf.labels import labels_in_turn
 from ddsm_tf.metrics import FeatureNetwork, FrechetDistance, train_classifier
+from ddsm_tf.metrics.inception import InceptionNetwork
+from ddsm_tf.metrics.suite import MetricSuite
 from ddsm_tf.schedule import StepSchedule
+from ddsm_tf.training.data import ImageSet
 from ddsm_tf.training.progress import progress_bar
 from ddsm_tf.training.run import Run
 from ddsm_tf.training.sample import sample_with_bar
@@ -16,34 +24,87 @@ from ddsm_tf.training.sample import sample_with_bar
 def frechet_distance_of(run: Run) -> FrechetDistance:
     """The run's distance: features of a classifier of its own images, trained once and kept."""
     data = run.load_data()
+    return FrechetDistance(classifier_of(run, data), data.images)
+
+
+def classifier_of(run: Run, data: ImageSet) -> FeatureNetwork:
+    """The classifier of the run's images, trained once and kept."""
     path = run.path / "classifier.keras"
     if path.exists():
-        network = FeatureNetwork.load(path)
+        return FeatureNetwork.load(path)
+    with progress_bar(0, "classifier") as bar:
+        network = train_classifier(
+            np.asarray(data.images),
+            data.labels,
+            seed=run.config.seed,
+            on_step=lambda step: bar.update(),
+        )
+    network.save(path)
+    return network
+
+
+def suite_of(run: Run, inception: str | os.PathLike | None = None) -> MetricSuite:
+    """The run's metrics, on Inception's features or on those of the run's own classifier.
+
+    Args:
+        run: a run.
+        inception: file of `ddsm metrics convert-inception`; None takes the classifier.
+    """
+    data = run.load_data()
+    if inception is None:
+        network = classifier_of(run, data)
+        about = ("classifier features", False, network.digest())
     else:
-        with progress_bar(0, "classifier") as bar:
-            network = train_classifier(
-                data.images, data.labels, seed=run.config.seed, on_step=lambda step: bar.update()
-            )
-        network.save(path)
-    return FrechetDistance(network, data.images)
+        network = InceptionNetwork.load(inception)
+        published = network.is_published
+        name = "Inception features" if published else "features of other Inception weights"
+        about = (name, published, network.digest)
+    name, published, digest = about
+    return MetricSuite(
+        network.features_and_logits,
+        name,
+        published,
+        data.images,
+        data.labels,
+        cache=run.path / "metrics",
+        network_digest=digest,
+    )
 
 
-def evaluate_run(run: Run, schedule: StepSchedule, count: int | None, seed: int) -> dict[str, Any]:
-    """Sample with a schedule and compare with the real images.
+def evaluate_run(
+    run: Run,
+    schedule: StepSchedule,
+    count: int | None,
+    seed: int,
+    *,
+    metrics: Sequence[str] = (),
+    inception: str | os.PathLike | None = None,
+) -> dict[str, Any]:
+    """Sample with a schedule and compare with the real images; classes are taken in turn.
 
     Args:
         count: images; None takes the configuration's `search_images`.
         seed: of the first image's noise.
+        metrics: further ones, of `ddsm_tf.metrics.suite.METRICS`.
+        inception: see `suite_of`.
 
     Returns:
-        Distance and its name, MACs an image (all steps), share of full width's, seconds an image.
+        Distance and its name, MACs an image (all steps), share of full width's, seconds an image;
+        under `metrics` what was asked for.
     """
+    suite = suite_of(run, inception) if metrics else None
     distance = frechet_distance_of(run)
     count = count or run.config.search_images
     macs = macs_per_width(run.load_unet())
     started = time.perf_counter()
     images = sample_with_bar(run, schedule, count, seed)
     seconds = (time.perf_counter() - started) / count
+    judged = {}
+    if suite is not None:
+        labels = (
+            labels_in_turn(run.config.num_classes, 0, count) if run.config.num_classes else None
+        )
+        judged = {"metrics": suite(images, metrics, labels)}
     return {
         "distance": distance(images),
         "distance_name": distance.name,
@@ -55,4 +116,5 @@ def evaluate_run(run: Run, schedule: StepSchedule, count: int | None, seed: int)
         "steps": len(schedule),
         "sampler": schedule.sampler,
         "width_counts": {f"{w:g}": n for w, n in schedule.width_counts().items()},
+        **judged,
     }

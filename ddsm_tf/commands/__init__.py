@@ -7,6 +7,7 @@ import click
 
 from ddsm_tf.commands.data import data
 from ddsm_tf.commands.export import export
+from ddsm_tf.commands.metrics import metrics
 from ddsm_tf.commands.sample import evaluate, report, sample
 from ddsm_tf.commands.search import importance, latency, search
 from ddsm_tf.commands.serve import serve_sample
@@ -30,6 +31,7 @@ for command in (
     search,
     sample,
     evaluate,
+    metrics,
     export,
     latency,
     report,

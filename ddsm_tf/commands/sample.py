@@ -14,6 +14,7 @@ from ddsm_tf.commands.shared import (
     schedule_option,
     seed_option,
 )
+from ddsm_tf.errors import invalid
 from ddsm_tf.schedule import MAX_GUIDANCE, SAMPLERS
 from ddsm_tf.timesteps import SPACINGS
 
@@ -88,19 +89,55 @@ def sample(
 @uniform_options
 @click.option("-n", "count", type=click.IntRange(min=2), help="Images to compare.")
 @seed_option
+@click.option(
+    "--metrics",
+    metavar="NAME,…",
+    default="",
+    help="Also fid, kid, is, precision_recall, per_class, fid_infinity.",
+)
+@click.option(
+    "--inception",
+    metavar="FILE",
+    help="Weights of `ddsm metrics convert-inception`; without, the data's own classifier judges.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def evaluate(run: str, schedule: str, count: int, seed: int, as_json: bool, **options: Any) -> None:
+def evaluate(
+    run: str,
+    schedule: str,
+    count: int,
+    seed: int,
+    metrics: str,
+    inception: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Distance to the real images, MACs, share of the full cost, seconds an image."""
     opened = open_run(run)
     from ddsm_tf.training.evaluate import evaluate_run
 
     chosen = opened.schedule(schedule, **options)
-    result = evaluate_run(opened, chosen, count, seed)
+    names = [name for name in metrics.split(",") if name]
+    if inception is not None and not names:
+        raise invalid("--inception", inception, "is for --metrics, such as fid,kid")
+    result = evaluate_run(opened, chosen, count, seed, metrics=names, inception=inception)
     if as_json:
         click.echo(json.dumps(result, indent=2))
-    else:
-        for key, value in result.items():
-            click.echo(f"{key:15} {value:.6g}" if isinstance(value, float) else f"{key:15} {value}")
+        return
+    judged = result.pop("metrics", {})
+    for key, value in result.items():
+        click.echo(f"{key:15} {value:.6g}" if isinstance(value, float) else f"{key:15} {value}")
+    for values in judged.values():
+        name = values.pop("name")
+        numbers = ", ".join(f"{key} {_short(value)}" for key, value in values.items())
+        click.echo(f"{name}: {numbers}")
+    if judged:
+        click.echo(f"Such numbers depend on how many images there are (here {result['images']}).")
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_short(each)}" for key, each in value.items()) + "}"
+    return f"{value:.4g}"
 
 
 @click.command()

@@ -7,6 +7,7 @@ ReLU many are always zero, and their covariance is singular.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 from collections.abc import Callable
@@ -59,6 +60,18 @@ class FeatureNetwork:
             given = f"{images.dtype} {images.shape}"
             raise invalid("images", given, f"must be uint8 (N, *{self.image_shape})")
         return self._features.predict(to_float(images), batch_size=512, verbose=0)
+
+    def features_and_logits(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Features, float32 (N, 64), and the classifier's logits, float32 (N, K)."""
+        logits = self.classifier.predict(to_float(images), batch_size=512, verbose=0)
+        return self(images), logits
+
+    def digest(self) -> str:
+        """SHA-256 of the weights."""
+        digest = hashlib.sha256()
+        for weight in self.classifier.get_weights():
+            digest.update(np.ascontiguousarray(weight))
+        return digest.hexdigest()
 
     def save(self, path: str | os.PathLike) -> None:
         """Write a `.keras` file, atomically."""
