@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 from ddsm_tf.errors import invalid
 from ddsm_tf.files import atomic_file
 from ddsm_tf.images import save_images
 from ddsm_tf.training.progress import progress_bar
 from ddsm_tf.training.run import Checkpoints, Run
+from ddsm_tf.training.strategy import Placement, peak_memory_gib
 
 GRID_IMAGES = 36
 GRID_STEPS = 25
@@ -49,32 +51,61 @@ class LossLog(StepCallback):
         InputError: the loss is no longer a finite number.
     """
 
-    def __init__(self, folder: Path, first_step: int, every: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        first_step: int,
+        every: int,
+        placement: Placement | None = None,
+        batch_size: int = 1,
+    ) -> None:
         super().__init__(first_step)
         self.every = every
+        self.placement = placement or Placement()
+        self.images_per_device = batch_size / self.placement.replicas
         self.history = folder / "history.jsonl"
-        folder.mkdir(parents=True, exist_ok=True)
-        keep_history_until(self.history, first_step)
-        self.writer = _summary_writer(folder)
+        self.writer = None
+        if self.placement.is_chief:
+            folder.mkdir(parents=True, exist_ok=True)
+            keep_history_until(self.history, first_step)
+            self.writer = _summary_writer(folder)
         self.started = time.perf_counter()
 
     def after_step(self, logs: dict[str, Any]) -> None:
         if self.step % self.every:
             return
         self.sync()
-        losses = {name: float(value) for name, value in self.model.get_metrics_result().items()}
-        counts = {name: float(t.count) for name, t in _trackers(self.model).items()}
-        losses = {name: value for name, value in losses.items() if counts.get(name, 1.0) > 0}
+        losses = self._means(logs)
         if not math.isfinite(losses["loss"]):
             rule = f"gave a loss of {losses['loss']} before step {self.step}; use a smaller one"
             raise invalid("learning_rate", float(self.model.optimizer.learning_rate), rule)
         self.model.reset_metrics()
         now = time.perf_counter()
-        entry = {"step": self.step, **losses, "seconds_per_step": (now - self.started) / self.every}
+        seconds = (now - self.started) / self.every
+        entry = {
+            "step": self.step,
+            **losses,
+            "seconds_per_step": seconds,
+            "images_per_second_per_device": self.images_per_device / seconds,
+            "peak_memory_gib": peak_memory_gib(),
+        }
         self.started = now
+        if not self.placement.is_chief:
+            return
         with open(self.history, "a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
         self._to_tensorboard(losses)
+
+    def _means(self, logs: dict[str, Any]) -> dict[str, float]:
+        """Mean losses since the last entry, of the widths that were trained since."""
+        if self.placement.replicas > 1:
+            # Each device has counts of its own; what `fit` reports is of all. An untrained width's
+            # mean is exactly zero there.
+            means = {name: float(np.mean(value)) for name, value in logs.items()}
+            return {name: value for name, value in means.items() if value != 0.0}
+        means = {name: float(value) for name, value in self.model.get_metrics_result().items()}
+        counts = {name: float(t.count) for name, t in _trackers(self.model).items()}
+        return {name: value for name, value in means.items() if counts.get(name, 1.0) > 0}
 
     def _to_tensorboard(self, losses: dict[str, float]) -> None:
         if self.writer is None:
@@ -151,8 +182,11 @@ class Checkpointer(StepCallback):
         first_step: int,
         every: int,
         stop: list[bool],
+        *,
+        writes: bool = True,
     ) -> None:
         super().__init__(first_step)
+        self.writes = writes
         self.run = run
         self.checkpoints = checkpoints
         self.variables = variables
@@ -165,9 +199,10 @@ class Checkpointer(StepCallback):
         if not (last or self.stop or self.step % self.every == 0):
             return
         self.sync()
-        self.checkpoints.save(self.step, self.variables)
-        with self.model.averaged_weights():
-            self.run.save_weights(self.model)
+        if self.writes:
+            self.checkpoints.save(self.step, self.variables)
+            with self.model.averaged_weights():
+                self.run.save_weights(self.model)
         if self.stop and not last:
             self.stopped_at = self.step
             self.model.stop_training = True

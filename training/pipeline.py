@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -86,20 +86,38 @@ def training_batches(
 
 
 def training_pipeline(
-    images: Any, *, first_step: int, steps: int, **options: Any
+    images: Any, *, first_step: int, steps: int, strategy: Any = None, **options: Any
 ) -> Iterable[tuple]:
     """`training_batches`, made ahead of their use.
 
     A `tf.data.Dataset` under TensorFlow; a generator over a thread elsewhere. Both give the same
-    batches.
+    batches. Under a `tf.distribute.Strategy`, a data set that gives each device its own rows.
     """
+    if strategy is not None:
+
+        def rows_of(context: Any) -> Any:
+            local = strategy.num_replicas_in_sync // context.num_input_pipelines
+            shards = [
+                TrainingBatches(
+                    images,
+                    **options,
+                    shard=(context.input_pipeline_id * local + k, strategy.num_replicas_in_sync),
+                )
+                for k in range(local)
+            ]
+            # The devices of a worker take its elements in turn.
+            return _dataset(
+                lambda n: shards[n % local](n // local), first_step * local, steps * local
+            )
+
+        return strategy.distribute_datasets_from_function(rows_of)
     batch_of = TrainingBatches(images, **options)
     if keras.backend.backend() == "tensorflow":
         return _dataset(batch_of, first_step, steps)
     return _ahead((batch_of(step),) for step in range(first_step, steps))
 
 
-def _dataset(batch_of: TrainingBatches, first_step: int, steps: int) -> Any:
+def _dataset(batch_of: Callable[[int], Any], first_step: int, steps: int) -> Any:
     import tensorflow as tf
 
     example = batch_of(first_step)

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import signal
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,8 +23,10 @@ from ddsm_tf.training.flat_config import FlatConfig
 from ddsm_tf.training.latents import adopt_autoencoder
 from ddsm_tf.training.pipeline import training_pipeline
 from ddsm_tf.training.run import Checkpoints, Run, RunFolder
+from ddsm_tf.training.strategy import Placement, restart_after, restarts_left
 
 AnyRun = TypeVar("AnyRun", bound=RunFolder)
+WAIT_SECONDS = 120
 
 
 class Interrupted(KeyboardInterrupt):
@@ -44,6 +47,41 @@ def open_run(out: str | os.PathLike, config: RunConfig, *, resume: bool) -> Run:
     return run
 
 
+def open_shared_run(
+    out: str | os.PathLike, config: RunConfig, *, resume: bool, placement: Placement
+) -> Run:
+    """`open_run` for one of several workers: the chief makes the folder, the others wait for it.
+
+    Raises:
+        InputError: see `open_run`; or the folder does not appear.
+    """
+    if placement.is_chief:
+        return open_run(out, config, resume=resume)
+    path, deadline = Path(out) / "config.json", time.monotonic() + WAIT_SECONDS
+    while not path.exists():
+        if time.monotonic() > deadline:
+            rule = f"did not appear in {WAIT_SECONDS} s; every worker must see the chief's folder"
+            raise invalid("--out", str(out), rule)
+        time.sleep(0.2)
+    return Run.open(out)
+
+
+def train_placed(run: Run, placement: Placement) -> None:
+    """`train`; when another worker is lost, this one starts again from the last checkpoint."""
+    if placement.workers == 1:
+        train(run, placement)
+        return
+    import tensorflow as tf
+
+    lost = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.InternalError)
+    lost += (tf.errors.CancelledError, tf.errors.DeadlineExceededError)
+    lost += (tf.errors.FailedPreconditionError, RuntimeError)
+    try:
+        train(run, placement)
+    except lost as error:
+        restart_after(error, restarts_left())
+
+
 def open_or_resume(
     kind: type[AnyRun], out: str | os.PathLike, config: FlatConfig, resume: bool
 ) -> AnyRun:
@@ -61,8 +99,12 @@ def open_or_resume(
     return kind(run.path, config)
 
 
-def train(run: Run) -> DiffusionModel:
+def train(run: Run, placement: Placement | None = None) -> DiffusionModel:
     """Train a run to its last step, from its newest checkpoint where there is one.
+
+    Args:
+        run: a run; with several workers they must all see its folder.
+        placement: the devices; one if left out.
 
     Returns:
         The model with averaged weights, as saved to `weights.keras`.
@@ -75,15 +117,19 @@ def train(run: Run) -> DiffusionModel:
     images = run.load_split()[0]
     keras.utils.set_random_seed(config.seed % 2**32)
     keras.config.set_dtype_policy(config.mixed_precision)
-    model = run.new_model()
-    model.compile(make_optimizer(config), jit_compile=config.jit_compile)
-    model.optimizer.build(model.trainable_variables)
+    placement = placement or Placement()
+    placement.check_batch(config.batch_size)
+    with placement.scope():
+        model = run.new_model()
+        model.compile(make_optimizer(config), jit_compile=config.jit_compile)
+        model.optimizer.build(model.trainable_variables)
     checkpoints = run.checkpoints
     first_step = checkpoints.restore_latest(state_variables(model))
     if first_step < config.steps:
-        _fit(run, model, images, checkpoints, first_step)
-    with model.averaged_weights():
-        run.save_weights(model)
+        _fit(run, model, images, checkpoints, first_step, placement)
+    if placement.is_chief:
+        with model.averaged_weights():
+            run.save_weights(model)
     return run.load_model()
 
 
@@ -114,7 +160,12 @@ def state_variables(model: keras.Model) -> list[Any]:
 
 
 def _fit(
-    run: Run, model: DiffusionModel, images: ImageSet, checkpoints: Checkpoints, first_step: int
+    run: Run,
+    model: DiffusionModel,
+    images: ImageSet,
+    checkpoints: Checkpoints,
+    first_step: int,
+    placement: Placement,
 ) -> None:
     config = run.config
     # Latents are mirrored as they are encoded.
@@ -130,9 +181,10 @@ def _fit(
         first_step=first_step,
         steps=config.steps,
         flip=config.horizontal_flip and not mirrored,
+        strategy=placement.strategy,
     )
-    grids = SampleGrids(run, first_step, config.sample_every)
-    fit_with_checkpoints(run, model, batches, checkpoints, first_step, grids)
+    grids = SampleGrids(run, first_step, config.sample_every if placement.is_chief else 0)
+    fit_with_checkpoints(run, model, batches, checkpoints, first_step, grids, placement)
 
 
 def fit_with_checkpoints(
@@ -142,6 +194,7 @@ def fit_with_checkpoints(
     checkpoints: Checkpoints,
     first_step: int,
     grids: keras.callbacks.Callback,
+    placement: Placement | None = None,
 ) -> None:
     """`fit` from one step to the last, with logs, pictures, checkpoints and a progress bar.
 
@@ -152,17 +205,26 @@ def fit_with_checkpoints(
         checkpoints: of the run.
         first_step: how many steps are done.
         grids: a callback that writes pictures.
+        placement: the devices; one if left out.
 
     Raises:
         Interrupted: SIGINT or SIGTERM came; a checkpoint was written first.
     """
-    config = run.config
-    with stop_flag() as stop:
+    config, placement = run.config, placement or Placement()
+    # A worker that stops alone would leave the others waiting: there a signal acts as usual.
+    with stop_flag() if placement.workers == 1 else contextlib.nullcontext([]) as stop:
         checkpointer = Checkpointer(
-            run, checkpoints, state_variables(model), first_step, config.checkpoint_every, stop
+            run,
+            checkpoints,
+            state_variables(model),
+            first_step,
+            config.checkpoint_every,
+            stop,
+            writes=placement.is_chief,
         )
+        log = LossLog(run.path / "logs", first_step, config.log_every, placement, config.batch_size)
         callbacks = [
-            LossLog(run.path / "logs", first_step, config.log_every),
+            log,
             grids,
             checkpointer,
             StepBar(first_step, config.steps),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from ddsm_tf.commands.shared import quiet_tensorflow
+from ddsm_tf.commands.shared import quiet_logs, quiet_tensorflow
+from ddsm_tf.console import without_stderr
 
 
 @click.command()
@@ -44,8 +45,22 @@ def presets(name: str | None) -> None:
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Configuration.")
 @click.option("--steps", type=click.IntRange(min=1), help="Training steps in all.")
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint.")
+@click.option(
+    "--strategy",
+    # `ddsm_tf.training.strategy.STRATEGIES`; click wants the names before TensorFlow is there.
+    type=click.Choice(["auto", "single", "mirrored", "multiworker"]),
+    default="auto",
+    show_default=True,
+    help="One device, all GPUs of this host, or the workers of TF_CONFIG.",
+)
 def train(
-    preset: str, out: str, data: str, changes: tuple[str, ...], steps: int, resume: bool
+    preset: str,
+    out: str,
+    data: str,
+    changes: tuple[str, ...],
+    steps: int,
+    resume: bool,
+    strategy: str,
 ) -> None:
     """Train a slimmable UNet on every width at once."""
     from ddsm_tf.training.presets import get_preset
@@ -53,13 +68,19 @@ def train(
     config = get_preset(preset).changed(changes)
     config = config.changed([f"data={data}"] if data else [])
     config = config.changed([f"steps={steps}"] if steps else [])
-    quiet_tensorflow()
-    from ddsm_tf.training.train import open_run
-    from ddsm_tf.training.train import train as train_run
+    quiet_logs()
+    from ddsm_tf.training.strategy import make_placement
+    from ddsm_tf.training.train import open_shared_run, train_placed
 
-    run = open_run(out, config, resume=resume)
-    train_run(run)
-    click.echo(f"trained {config.steps} steps: {run.weights_path}")
+    # Workers must meet before anything else uses TensorFlow.
+    placement = without_stderr(lambda: make_placement(strategy))
+    quiet_tensorflow()
+    if placement.replicas > 1:
+        click.echo(placement.describe(config.batch_size, config.learning_rate), err=True)
+    run = open_shared_run(out, config, resume=resume, placement=placement)
+    train_placed(run, placement)
+    if placement.is_chief:
+        click.echo(f"trained {config.steps} steps: {run.weights_path}")
 
 
 @click.command()

@@ -247,6 +247,12 @@ class DiffusionModel(AveragedWeights, keras.Model):
 
         self.train_function = train_function
 
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        """Nothing to do: the model is built as it is made.
+
+        Keras would take the mean of a batch over all workers, which fails for tuples of arrays.
+        """
+
     def _step_at(self, widths: tuple[float, ...]) -> Callable:
         train_step = type(self).train_step
 
