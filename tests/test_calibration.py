@@ -13,7 +13,7 @@ from ddsm_tf.export.calibration import (
     samples_of_all,
 )
 from ddsm_tf.noise import NoiseTable
-from ddsm_tf.sampling import step_coefficients
+from ddsm_tf.sampling import network_calls, step_coefficients
 from ddsm_tf.schedule import StepSchedule, even_timesteps
 from ddsm_tf.seeds import ImageNoise
 
@@ -35,8 +35,9 @@ def samples(schedule=SCHEDULE, widths=(1.0, 0.5, 0.25), **options):
 
 
 def test_a_width_is_calibrated_on_its_own_share_of_the_schedule():
-    assert own_timesteps(SCHEDULE, 1.0) == WIDE
-    assert own_timesteps(SCHEDULE, 0.5) == NARROW
+    calls = network_calls(SCHEDULE, TABLE)
+    assert own_timesteps(calls, 1.0) == WIDE
+    assert own_timesteps(calls, 0.5) == NARROW
     found = samples(count=100)
     counts = {width: Counter(found[width].t.tolist()) for width in found}
     assert set(counts[1.0]) == set(WIDE) and set(counts[1.0].values()) == {12, 13}

@@ -137,7 +137,8 @@ def test_the_command_writes_what_a_search_reads(
     printed, errors = capfd.readouterr()
     assert errors == ""
     (call,) = spied
-    assert (call.owner, call.settings) == (owner, {"batch": 3, "rounds": 2, "t": 500})
+    expected = {"batch": 3, "rounds": 2, "t": 500, "num_classes": 0}
+    assert (call.owner, call.settings) == (owner, expected)
     if runtime == "litert" and TASKS.is_dir():
         # The narrow network's; the wide one was loaded before. The caller is the third.
         assert call.started == 2

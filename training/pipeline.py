@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
-import keras
 import numpy as np
 
 from ddsm_tf.errors import invalid
@@ -111,6 +110,9 @@ def training_pipeline(
             )
 
         return strategy.distribute_datasets_from_function(rows_of)
+    # Here, for commands read a run before TensorFlow has been told to be quiet.
+    import keras
+
     batch_of = TrainingBatches(images, **options)
     if keras.backend.backend() == "tensorflow":
         return _dataset(batch_of, first_step, steps)

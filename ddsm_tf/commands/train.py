@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from ddsm_tf.commands.shared import quiet_logs, quiet_tensorflow
@@ -69,18 +71,23 @@ def train(
     config = config.changed([f"data={data}"] if data else [])
     config = config.changed([f"steps={steps}"] if steps else [])
     quiet_logs()
-    from ddsm_tf.training.strategy import make_placement
+    # Workers must meet before anything else uses TensorFlow.
+    placement = without_stderr(lambda: _placement(strategy))
+    quiet_tensorflow()
     from ddsm_tf.training.train import open_shared_run, train_placed
 
-    # Workers must meet before anything else uses TensorFlow.
-    placement = without_stderr(lambda: make_placement(strategy))
-    quiet_tensorflow()
     if placement.replicas > 1:
         click.echo(placement.describe(config.batch_size, config.learning_rate), err=True)
     run = open_shared_run(out, config, resume=resume, placement=placement)
     train_placed(run, placement)
     if placement.is_chief:
         click.echo(f"trained {config.steps} steps: {run.weights_path}")
+
+
+def _placement(strategy: str) -> Any:
+    from ddsm_tf.training.strategy import make_placement
+
+    return make_placement(strategy)
 
 
 @click.command()
