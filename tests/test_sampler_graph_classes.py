@@ -13,7 +13,7 @@ from ddsm_tf.models import DiffusionModel, SlimmableUNet
 from ddsm_tf.noise import NoiseTable
 from ddsm_tf.sampling import network_calls
 from ddsm_tf.schedule import SAMPLERS, StepSchedule, even_timesteps
-from ddsm_tf.serving.client import schedule_inputs
+from ddsm_tf.serving.inputs import schedule_inputs
 
 CLASSES = 3
 TABLE = NoiseTable.linear(1000).predicting("v")
