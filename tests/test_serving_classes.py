@@ -219,20 +219,15 @@ def test_the_branch_without_the_class_runs_only_where_guided(schedule, expected)
     assert expected == [schedule.call_counts()[width] for width in (1.0, 0.5)]
     calls = tf.Variable([0, 0])
     networks = {1.0: counting(calls, 0), 0.5: counting(calls, 1)}
-    # The default schedule is the other one, so that `sample_schedule` has its own to run.
-    for default in (schedule, GUIDED):
-        graph = SamplerGraph(networks, TABLE, default, SIZE, CLASSES)
-        inputs = schedule_inputs(schedule, 2, 0, labels=np.array([1]))
-        calls.assign([0, 0])
-        if default is schedule:
-            one = tf.constant([1], tf.int32)
-            tf.function(graph.sample)(tf.constant(0, tf.int64), tf.constant(2, tf.int64), one)
-            assert calls.numpy().tolist() == expected
-            calls.assign([0, 0])
-        tf.function(graph.sample_schedule)(
-            **{name: tf.constant(value) for name, value in inputs.items()}
-        )
-        assert calls.numpy().tolist() == expected
+    graph = SamplerGraph(networks, TABLE, schedule, SIZE, CLASSES)
+    label = tf.constant([1], tf.int32)
+    tf.function(graph.sample)(tf.constant(0, tf.int64), tf.constant(2, tf.int64), label)
+    assert calls.numpy().tolist() == expected
+    calls.assign([0, 0])
+    inputs = schedule_inputs(schedule, 2, 0, labels=np.array([1]))
+    inputs = {name: tf.constant(value) for name, value in inputs.items()}
+    tf.function(graph.sample_schedule)(**inputs)
+    assert calls.numpy().tolist() == expected
 
 
 def test_broken_latents_give_no_images():

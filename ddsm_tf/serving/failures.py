@@ -67,7 +67,8 @@ def _refused(server: str, model: ModelSpec, reason: str) -> InputError:
     if "ignature" in reason and "not found" in reason:
         return no_sampler(model, reason)
     message = f"{server} refused the request: {reason}"
-    if "does not match signature" in reason:
+    # The second is what REST says, of the server's `json_tensor.cc`.
+    if "does not match signature" in reason or "named input" in reason:
         message += (
             "; a model with classes needs `labels`, one without takes none, and one of another "
             "release of ddsm_tf may differ: export it again"
