@@ -150,9 +150,7 @@ def test_denoisers_take_labels(unet, tmp_path):
     expected = DiffusionModel(unet, TABLE).denoise(x, 300, 0.5, labels)
     denoise = SavedModelDenoiser(tmp_path)
     np.testing.assert_allclose(denoise(x, 300, 0.5, labels), expected, atol=1e-5)
-    with pytest.raises(
-        InputError, match=r"`labels` \(=None\) must be given"
-    ):
+    with pytest.raises(InputError, match=r"`labels` \(=None\) must be given"):
         denoise(x, 300, 0.5)
 
 
