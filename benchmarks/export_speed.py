@@ -37,7 +37,7 @@ from ddsm_tf.files import read_json, write_json
 from ddsm_tf.latency import time_widths
 from ddsm_tf.models import DiffusionModel
 from ddsm_tf.schedule import StepSchedule
-from ddsm_tf.serving.client import schedule_inputs
+from ddsm_tf.serving.inputs import schedule_inputs
 from ddsm_tf.training.presets import get_preset
 from ddsm_tf.training.run import Run
 

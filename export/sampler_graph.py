@@ -7,21 +7,28 @@ Only the network of a step's width runs. The arithmetic is `ddsm_tf.sampling`'s 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 from keras import ops
 
+from ddsm_tf.export.request_checks import (
+    check,
+    check_count,
+    check_guidance,
+    check_labels,
+    check_rows,
+    check_schedule,
+    check_seeds,
+    check_widths,
+)
 from ddsm_tf.export.schedule_graph import NO_GUIDANCE, PREVIOUS, Calls, calls_of, known_calls
 from ddsm_tf.labels import IN_TURN
 from ddsm_tf.noise import NoiseTable
 from ddsm_tf.sampling import StepCoefficients, network_calls, take_step
-from ddsm_tf.schedule import CHURNING, MAX_GUIDANCE, SAMPLERS, VARIANCES, StepSchedule
+from ddsm_tf.schedule import StepSchedule
 from ddsm_tf.seeds import box_muller, counter_of, philox, split
-
-MAX_IMAGES = 1024
-"""Of one request: a number mistyped must not take the server's memory."""
 
 Draw = Callable[[tf.Tensor], tf.Tensor]
 """How often noise was drawn before, int32 scalar → standard normal noise, float32 (N, H, W, C)."""
@@ -78,10 +85,7 @@ class SamplerGraph:
                     "sampler": text,
                     "eta": number,
                     "variance": text,
-                    "churn": number,
-                    "churn_min": number,
-                    "churn_max": number,
-                    "churn_noise": number,
+                    **dict.fromkeys(("churn", "churn_min", "churn_max", "churn_noise"), number),
                     **({"guidance_scale": number, "guidance_widths": numbers} if labels else {}),
                 },
             ),
@@ -111,7 +115,7 @@ class SamplerGraph:
         rows = [call.row for call in network_calls(self.schedule, self.noise_table)]
         needed = 1 + sum(bool(row.x_from_noise) for row in rows)
         message = f"`noise` must have {needed} draws for this schedule: (N, {needed}, H, W, C)"
-        checks = [*_check(tf.shape(noise)[1] == needed, message), *_check_rows("noise", noise)]
+        checks = [*check(tf.shape(noise)[1] == needed, message), *check_rows("noise", noise)]
         with tf.control_dependencies(checks):
             noise = tf.identity(noise)
         labels = self._labels(labels, tf.range(tf.shape(noise)[0], dtype=tf.int64))
@@ -149,19 +153,17 @@ class SamplerGraph:
             "churn_max": churn_max,
             "churn_noise": churn_noise,
         }
+        known, steps = list(self.denoisers), tf.size(timesteps)
         checks = [
-            *self._schedule_checks(timesteps, widths, options),
-            *self._known("widths", widths),
+            *check_schedule(timesteps, options, self.noise_table.train_timesteps),
+            *check_widths("widths", widths, known, steps),
         ]
         guided = guidance_scale is not None
         if guided:
             follows = tf.size(guidance_widths) == 0
             unconditional = tf.cond(follows, lambda: widths, lambda: guidance_widths)
-            size = tf.size(unconditional) == tf.size(timesteps)
-            message = "`guidance_widths` must be as many as `timesteps`, or none"
-            checks += [*_check(size, message), *self._known("guidance_widths", unconditional)]
-            inside = (guidance_scale >= 0.0) & (guidance_scale <= MAX_GUIDANCE)
-            checks += _check(inside, f"`guidance_scale` must lie in [0, {MAX_GUIDANCE:g}]")
+            checks += check_widths("guidance_widths", unconditional, known, steps, ", or none")
+            checks += check_guidance(guidance_scale)
         with tf.control_dependencies(checks):
             timesteps = tf.identity(timesteps)
         places, at, factors = calls_of(self.noise_table, {"timesteps": timesteps, **options})
@@ -177,41 +179,8 @@ class SamplerGraph:
 
     def _nearest(self, widths: tf.Tensor) -> tf.Tensor:
         """The network of each width, int32."""
-        return tf.argmin(self._apart(widths), axis=1, output_type=tf.int32)
-
-    def _apart(self, widths: tf.Tensor) -> tf.Tensor:
-        return tf.abs(widths[:, None] - tf.constant(list(self.denoisers), tf.float32)[None, :])
-
-    def _known(self, name: str, widths: tf.Tensor) -> list[tf.Operation]:
-        known = tf.reduce_all(tf.reduce_min(self._apart(widths), axis=1) < 1e-6)
-        return _check(known, f"`{name}` must be among the model's {list(self.denoisers)}")
-
-    def _schedule_checks(
-        self, timesteps: tf.Tensor, widths: tf.Tensor, options: Mapping[str, tf.Tensor]
-    ) -> list[tf.Operation]:
-        table = self.noise_table.train_timesteps
-        inside = (timesteps >= 0) & (timesteps < table)
-        falling = tf.reduce_all(timesteps[1:] < timesteps[:-1])
-        sampler, eta, churn = options["sampler"], options["eta"], options["churn"]
-        at_least_zero = tf.reduce_all(
-            [options[name] >= 0.0 for name in ("churn", "churn_min", "churn_noise")]
-        )
-        churning = (churn == 0.0) | _among(sampler, CHURNING)
-        return [
-            *_check(tf.size(timesteps) >= 1, "`timesteps` must hold at least one timestep"),
-            *_check(tf.reduce_all(inside), f"`timesteps` must lie in [0, {table})"),
-            *_check(falling, "`timesteps` must fall strictly"),
-            *_check(
-                tf.size(widths) == tf.size(timesteps), "`widths` must be as many as `timesteps`"
-            ),
-            *_check(_among(sampler, SAMPLERS), f"`sampler` must be one of {SAMPLERS}"),
-            *_check(
-                _among(options["variance"], VARIANCES), f"`variance` must be one of {VARIANCES}"
-            ),
-            *_check((eta >= 0.0) & (eta <= 1.0), "`eta` must lie in [0, 1]"),
-            *_check(at_least_zero, "`churn`, `churn_min` and `churn_noise` must be 0 or more"),
-            *_check(churning, f"`churn` is for {' and '.join(CHURNING)}"),
-        ]
+        apart = tf.abs(widths[:, None] - tf.constant(list(self.denoisers), tf.float32)[None, :])
+        return tf.argmin(apart, axis=1, output_type=tf.int32)
 
     def _default_calls(self) -> Calls:
         return known_calls(network_calls(self.schedule, self.noise_table), list(self.denoisers))
@@ -220,14 +189,7 @@ class SamplerGraph:
         """The label of each image, int32 (N,)."""
         if labels is None:
             return None
-        given = (labels >= 0) & (labels <= self.num_classes) | (labels == IN_TURN)
-        rule = f"must lie in [0, {self.num_classes}], or be {IN_TURN} for the classes in turn"
-        size = (tf.size(labels) == 1) | (tf.size(labels) == tf.size(index))
-        checks = [
-            *_check(tf.reduce_all(given), f"`labels` {rule}"),
-            *_check(size, "`labels` must be as many as images, or one for all"),
-        ]
-        with tf.control_dependencies(checks):
+        with tf.control_dependencies(check_labels(labels, tf.size(index), self.num_classes)):
             labels = tf.broadcast_to(labels, tf.shape(index))
         in_turn = tf.cast(index % self.num_classes, tf.int32)
         return tf.where(labels == IN_TURN, in_turn, labels)
@@ -236,12 +198,7 @@ class SamplerGraph:
         """`ImageNoise` of image `index[n]` of `seed[n]`."""
         values = math.prod(self.image_shape)
         blocks = tf.range(-(-values // 4), dtype=tf.int64)
-        checks = [
-            *_check(tf.reduce_all(seed >= 0), "`seed` must lie in [0, 2**63)"),
-            *_check(tf.reduce_all(index >= 0), "`index` must be 0 or more"),
-            *_check_rows("index", index),
-        ]
-        with tf.control_dependencies(checks):
+        with tf.control_dependencies(check_seeds(seed, index)):
             key = split(tf.cast(seed, tf.uint64)[:, None])
         images, blocks = tf.cast(index, tf.uint64)[:, None], tf.cast(blocks, tf.uint64)
 
@@ -283,9 +240,10 @@ class SamplerGraph:
         _, x, _ = tf.while_loop(
             lambda k, *state: k < count, body, (0, x, previous), parallel_iterations=1
         )
+        x = tf.debugging.check_numerics(x, "the network gave NaN or infinity; export it again")
         if self.decode is not None:
             x = self.decode(x)
-        x = tf.debugging.check_numerics(x, "the network gave NaN or infinity; export it again")
+            x = tf.debugging.check_numerics(x, "the decoder gave NaN or infinity; export it again")
         # As `ddsm_tf.images.to_uint8`.
         return tf.cast(tf.round((tf.clip_by_value(x, -1.0, 1.0) + 1.0) * 127.5), tf.uint8)
 
@@ -324,23 +282,9 @@ class SamplerGraph:
 def _images_from(
     seed: tf.Tensor, first: tf.Tensor, count: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    rule = f"`count` must lie in [1, {MAX_IMAGES}]; ask for more in several requests"
-    with tf.control_dependencies(_check((count >= 1) & (count <= MAX_IMAGES), rule)):
+    with tf.control_dependencies(check_count(count)):
         index = first + tf.range(count)
     return tf.fill(tf.shape(index), seed), index
-
-
-def _check_rows(name: str, rows: tf.Tensor) -> list[tf.Operation]:
-    rule = f"`{name}` must have at most {MAX_IMAGES} rows; ask for more in several requests"
-    return _check(tf.shape(rows)[0] <= MAX_IMAGES, rule)
-
-
-def _among(text: tf.Tensor, choices: Sequence[str]) -> tf.Tensor:
-    return tf.reduce_any(text == tf.constant(choices))
-
-
-def _check(holds: tf.Tensor, message: str) -> list[tf.Operation]:
-    return [tf.debugging.Assert(holds, [message])]
 
 
 def _with_names(

@@ -146,7 +146,11 @@ class SavedModelDenoiser:
             self._loaded[width] = self._load(width)
         timesteps = np.broadcast_to(np.asarray(t, np.float32), (len(x),))
         serve = self._loaded[width].signatures["serve"]
-        given = {} if labels is None else {"labels": tf.constant(labels, tf.int32)}
+        conditional = "labels" in serve.structured_input_signature[1]
+        if conditional != (labels is not None):
+            rule = "must be given to a model with classes, and to no other"
+            raise invalid("labels", labels, rule)
+        given = {"labels": tf.constant(labels, tf.int32)} if conditional else {}
         outputs = serve(x=tf.constant(x), t=tf.constant(timesteps), **given)
         return next(iter(outputs.values())).numpy()
 

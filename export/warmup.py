@@ -18,7 +18,7 @@ from ddsm_tf.noise import NoiseTable
 from ddsm_tf.sampling import step_coefficients
 from ddsm_tf.schedule import StepSchedule, even_timesteps
 from ddsm_tf.seeds import ImageNoise
-from ddsm_tf.serving.client import schedule_inputs
+from ddsm_tf.serving.inputs import schedule_inputs
 
 try:
     from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
@@ -54,7 +54,7 @@ def sampler_requests(
     noise = np.stack([source.draw() for _ in range(draws)], axis=1)
     label = np.full(1, IN_TURN, np.int32) if num_classes else None
     labels = {} if label is None else {"labels": label}
-    own = schedule_inputs(_each_width_once(widths, noise_table), 1, 0, labels=label)
+    own = schedule_inputs(_each_width_once(widths, noise_table, num_classes), 1, 0, labels=label)
     return {
         "sample": {**one, **labels},
         "serving_default": {**one, **labels},
@@ -96,7 +96,15 @@ def _log(
     )
 
 
-def _each_width_once(widths: Iterable[float], noise_table: NoiseTable) -> StepSchedule:
+def _each_width_once(
+    widths: Iterable[float], noise_table: NoiseTable, num_classes: int
+) -> StepSchedule:
+    """One step at each width, with classes guided, so that both branches are warm."""
     widths = tuple(widths)[: noise_table.train_timesteps]
     timesteps = even_timesteps(noise_table.train_timesteps, len(widths))
-    return StepSchedule(timesteps, widths, train_timesteps=noise_table.train_timesteps)
+    return StepSchedule(
+        timesteps,
+        widths,
+        train_timesteps=noise_table.train_timesteps,
+        guidance_scale=2.0 if num_classes else 1.0,
+    )

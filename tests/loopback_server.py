@@ -279,6 +279,8 @@ class RestHandler(BaseHTTPRequestHandler):
             raise Status("INVALID_ARGUMENT", rule)
         by_rows = "instances" in body
         given = by_name(body["instances"], signature) if by_rows else body["inputs"]
+        for key in set(given) - set(signature.inputs):
+            raise Status("INVALID_ARGUMENT", f"JSON object: does not have named input: {key}")
         inputs = {key: tensor(value, signature.inputs[key]) for key, value in given.items()}
         (output,) = self.loopback.predict(spec, name, inputs).values()
         return {"predictions" if by_rows else "outputs": output.tolist()}

@@ -134,3 +134,5 @@ def test_a_missing_savedmodel_is_named(tmp_path, tiny_savedmodels):
     x = np.zeros((1, 8, 8, 1), np.float32)
     with pytest.raises(InputError, match=r"`width` \(=0.75\)"):
         SavedModelDenoiser(tiny_savedmodels)(x, 0, 0.75)
+    with pytest.raises(InputError, match="`labels`"):
+        SavedModelDenoiser(tiny_savedmodels)(x, 0, 0.5, np.zeros(len(x), np.int32))

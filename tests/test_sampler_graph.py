@@ -13,7 +13,7 @@ from ddsm_tf.models import DiffusionModel
 from ddsm_tf.noise import NoiseTable
 from ddsm_tf.schedule import StepSchedule, even_timesteps
 from ddsm_tf.seeds import ImageNoise
-from ddsm_tf.serving.client import schedule_inputs
+from ddsm_tf.serving.inputs import schedule_inputs
 
 TABLE = NoiseTable.linear(1000)
 SEED = 2**40 + 3

@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 from conftest import TINY, randomise
 
+from ddsm_tf.errors import InputError
 from ddsm_tf.export.sampler_graph import SamplerGraph
 from ddsm_tf.export.savedmodel import SavedModelDenoiser, denoiser_function, write_savedmodels
 from ddsm_tf.export.schedule_graph import calls_of
@@ -13,7 +14,7 @@ from ddsm_tf.models import DiffusionModel, SlimmableUNet
 from ddsm_tf.noise import NoiseTable
 from ddsm_tf.sampling import network_calls
 from ddsm_tf.schedule import SAMPLERS, StepSchedule, even_timesteps
-from ddsm_tf.serving.client import schedule_inputs
+from ddsm_tf.serving.inputs import schedule_inputs
 
 CLASSES = 3
 TABLE = NoiseTable.linear(1000).predicting("v")
@@ -130,6 +131,10 @@ def test_without_guidance_the_other_branch_does_not_count(signatures, model):
         ("`guidance_widths` must be among", {"guidance_widths": np.full(5, 0.3, np.float32)}),
         ("`churn` is for euler and heun", {"churn": np.float32(1.0)}),
         ("`churn`, `churn_min` and `churn_noise`", {"churn_noise": np.float32(-1.0)}),
+        ("`churn`, `churn_min` and `churn_noise`", {"churn_noise": np.float32(1e9)}),
+        ("`churn`, `churn_min` and `churn_noise`", {"churn": np.float32("nan")}),
+        ("`churn_max` must be at most", {"churn_max": np.float32("nan")}),
+        ("`guidance_scale` must", {"guidance_scale": np.float32("nan")}),
     ],
 )
 def test_bad_requests(signatures, rule, changed):
@@ -143,9 +148,10 @@ def test_denoisers_take_labels(unet, tmp_path):
     x = np.random.default_rng(0).normal(size=(2, 8, 8, 1)).astype(np.float32)
     labels = np.array([1, 3], np.int32)
     expected = DiffusionModel(unet, TABLE).denoise(x, 300, 0.5, labels)
-    np.testing.assert_allclose(
-        SavedModelDenoiser(tmp_path)(x, 300, 0.5, labels), expected, atol=1e-5
-    )
+    denoise = SavedModelDenoiser(tmp_path)
+    np.testing.assert_allclose(denoise(x, 300, 0.5, labels), expected, atol=1e-5)
+    with pytest.raises(InputError, match=r"`labels` \(=None\) must be given"):
+        denoise(x, 300, 0.5)
 
 
 def test_latents_are_decoded_and_not_clipped(tiny_unet):

@@ -56,10 +56,7 @@ def serve_sample(
     quiet_logs()
     # The gRPC stubs import TensorFlow, which has something to say.
     with without_stderr(lambda: ServingClient(**server)) as client:
-        # Only a model with classes takes labels, and it needs them.
-        conditional = classes is not None or "labels" in client.signatures()["sample"].inputs
-        labels = _labels(classes, count) if conditional else None
-        options = {"labels": labels, "batch_size": batch}
+        options = {"labels": _labels(client, classes, count), "batch_size": batch}
         if steps:
             images = client.sample_schedule(steps, count, seed, **options)
         else:
@@ -68,8 +65,17 @@ def serve_sample(
     click.echo(out)
 
 
-def _labels(classes: str | None, count: int) -> Any:
-    """Labels that the server will check; it alone knows how many classes there are."""
+def _labels(client: Any, classes: str | None, count: int) -> Any:
+    """Labels where the model has classes; the server alone knows how many, and checks that."""
+    from ddsm_tf.errors import invalid
     from ddsm_tf.labels import IN_TURN, MAX_CLASSES, parse_labels
 
-    return IN_TURN if classes is None else parse_labels(classes, count, MAX_CLASSES)
+    if classes == "none":
+        rule = "is for `ddsm sample`; a server wants the model's number of classes instead"
+        raise invalid("--class", classes, rule)
+    labels = IN_TURN if classes is None else parse_labels(classes, count, MAX_CLASSES)
+    if client.takes_labels():
+        return labels
+    if classes is not None:
+        raise invalid("--class", classes, "is for a model with classes; the server's has none")
+    return None

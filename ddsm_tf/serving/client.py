@@ -2,73 +2,36 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from ddsm_tf.errors import ForeseenFailure, InputError, invalid
+from ddsm_tf.errors import ForeseenFailure, invalid
 from ddsm_tf.schedule import StepSchedule, width_name
 from ddsm_tf.serving.arguments import check_integer, check_model, check_target, finite_rows
 from ddsm_tf.serving.calls import (
     CallFailed,
     ModelSpec,
     Signature,
-    Transport,
     VersionStatus,
     call_with_retries,
     read_signatures,
     read_status,
 )
+from ddsm_tf.serving.failures import explain, no_sampler
+from ddsm_tf.serving.inputs import labels_of, rows_of_seed, schedule_inputs
+from ddsm_tf.serving.transports import make_transport
 
 Result = TypeVar("Result")
 
-TRANSPORTS = ("grpc", "rest")
 MAX_MESSAGE_BYTES = 64 * 2**20
-REFUSED = ("INVALID_ARGUMENT", "FAILED_PRECONDITION", "OUT_OF_RANGE")
 
 
 def denoiser_model(model: str, width: float) -> str:
     """The name under which a sampler's denoiser of one width is served: `ddsm_unet_0_5`."""
     return f"{model}_{width_name(width)}"
-
-
-def schedule_inputs(
-    schedule: StepSchedule,
-    count: int,
-    seed: int,
-    first: int = 0,
-    labels: np.ndarray | None = None,
-) -> dict[str, np.ndarray]:
-    """Inputs of the signature `sample_schedule`, by name: images first … first + count - 1.
-
-    With `labels`, int32 (count,) or (1,), those of a model with classes.
-    """
-    conditional = {}
-    if labels is not None:
-        conditional = {
-            "guidance_scale": np.float32(schedule.guidance_scale),
-            "guidance_widths": np.array(schedule.guidance_widths or (), np.float32),
-            "labels": np.asarray(labels, np.int32),
-        }
-    return {
-        "seed": np.int64(seed),
-        "first": np.int64(first),
-        "count": np.int64(count),
-        "timesteps": np.array(schedule.timesteps, np.int32),
-        "widths": np.array(schedule.widths, np.float32),
-        "sampler": np.array(schedule.sampler),
-        "eta": np.float32(schedule.eta),
-        "variance": np.array(schedule.variance),
-        "churn": np.float32(schedule.churn),
-        "churn_min": np.float32(schedule.churn_min),
-        # JSON has no infinity.
-        "churn_max": np.float32(-1.0 if schedule.churn_max is None else schedule.churn_max),
-        "churn_noise": np.float32(schedule.churn_noise),
-        **conditional,
-    }
 
 
 class ServingClient:
@@ -113,8 +76,6 @@ class ServingClient:
     ) -> None:
         check_target(target)
         check_model(model, version, label)
-        if transport not in TRANSPORTS:
-            raise invalid("transport", transport, f"must be one of {', '.join(TRANSPORTS)}")
         if not 0 < timeout < float("inf"):
             raise invalid("timeout", timeout, "must be a finite number of seconds above 0")
         check_integer("retries", retries, 0)
@@ -126,7 +87,7 @@ class ServingClient:
         self.target = target
         self.model = ModelSpec(model, version, label)
         self.timeout, self.retries = timeout, retries
-        self._transport = _make_transport(transport, target, max_message_bytes, tls)
+        self._transport = make_transport(transport, target, max_message_bytes, tls)
 
     def __enter__(self) -> ServingClient:
         return self
@@ -160,24 +121,30 @@ class ServingClient:
         Returns:
             uint8 (N, H, W, C).
         """
-        check_integer("count", count, 1)
-        check_integer("batch_size", batch_size, 1)
-        check_integer("seed", seed, 0, 2**63 - 1)
-        labels = _labels_of(labels, count)
+        _check_batches(count, seed, batch_size)
+        labels = labels_of(labels, count)
         parts = []
         for first in range(0, count, batch_size):
-            inputs = _seeds(seed, first, count, batch_size)
+            inputs = rows_of_seed(seed, first, count, batch_size)
             if labels is not None:
                 inputs["labels"] = labels[first : first + batch_size]
             parts.append(self._images("sample_images", inputs))
         return np.concatenate(parts)
 
-    def sample_from_noise(self, noise: np.ndarray, *, batch_size: int = 16) -> np.ndarray:
+    def sample_from_noise(
+        self,
+        noise: np.ndarray,
+        *,
+        labels: np.ndarray | int | None = None,
+        batch_size: int = 16,
+    ) -> np.ndarray:
         """Images of the exported schedule from the caller's noise.
 
         Args:
             noise: standard normal, (N, D, H, W, C): x_T, then the noise of every step that adds
                 some. D is 1 for deterministic DDIM; the server refuses any other.
+            labels: for a model with classes, and needed there: integers (N,), or one for all
+                images. There are no classes in turn, for noise has no index.
             batch_size: images a call.
 
         Returns:
@@ -185,12 +152,14 @@ class ServingClient:
         """
         check_integer("batch_size", batch_size, 1)
         noise = finite_rows("noise", noise, 5)
-        return np.concatenate(
-            [
-                self._images("sample_noise", {"noise": noise[first : first + batch_size]})
-                for first in range(0, len(noise), batch_size)
-            ]
-        )
+        labels = labels_of(labels, len(noise), in_turn=False)
+        parts = []
+        for first in range(0, len(noise), batch_size):
+            inputs = {"noise": noise[first : first + batch_size]}
+            if labels is not None:
+                inputs["labels"] = labels[first : first + batch_size]
+            parts.append(self._images("sample_noise", inputs))
+        return np.concatenate(parts)
 
     def sample_schedule(
         self,
@@ -218,10 +187,8 @@ class ServingClient:
         Raises:
             InputError: the schedule is guided and there are no labels.
         """
-        check_integer("count", count, 1)
-        check_integer("batch_size", batch_size, 1)
-        check_integer("seed", seed, 0, 2**63 - 1)
-        labels = _labels_of(labels, count)
+        _check_batches(count, seed, batch_size)
+        labels = labels_of(labels, count)
         if schedule.guided and labels is None:
             rule = "needs `labels`; models without classes cannot be guided"
             raise invalid("guidance_scale", schedule.guidance_scale, rule)
@@ -242,7 +209,7 @@ class ServingClient:
     ) -> np.ndarray:
         """The output for x, float32 (N, H, W, C), at timestep t, a scalar or (N,), of one width.
 
-        Models with classes need `labels`, int32 (N,).
+        Models with classes need `labels`, integers (N,) in [0, K], K being "no class".
 
         Returns:
             float32 (N, H, W, C).
@@ -255,9 +222,16 @@ class ServingClient:
         model = ModelSpec(name, self.model.version, self.model.label)
         inputs = {"x": x, "t": timesteps}
         if labels is not None:
-            inputs["labels"] = _labels_of(labels, len(x))
+            inputs["labels"] = labels_of(labels, len(x), in_turn=False)
         noise = self._predict(model, "serve", inputs, np.float32, "x")
         return self._checked(noise, x.shape)
+
+    def takes_labels(self) -> bool:
+        """Whether the sampler is of a model with classes, which needs labels."""
+        signature = self.signatures().get("sample_images")
+        if signature is None:
+            raise no_sampler(self.model, "it has no signature sample_images")
+        return "labels" in signature.inputs
 
     def signatures(self) -> dict[str, Signature]:
         """The sampler's signatures, by name."""
@@ -317,74 +291,10 @@ class ServingClient:
         try:
             return call_with_retries(attempt, timeout=self.timeout, retries=self.retries)
         except CallFailed as error:
-            raise self._explain(model, error, remedy) from error
-
-    def _explain(self, model: ModelSpec, error: CallFailed, remedy: str) -> Exception:
-        """The error that a user can act on."""
-        reason = _reason(str(error))
-        server = f"`target` (={self.target!r})"
-        if error.code == "UNAVAILABLE":
-            return ForeseenFailure(
-                f"{server} cannot be reached or is busy: {reason} (attempts: {error.attempts}); "
-                "check the address and port, and that the server has started"
-            )
-        if error.code == "DEADLINE_EXCEEDED":
-            return ForeseenFailure(
-                f"{server} did not answer in `timeout` (={self.timeout:g}) seconds; raise it or "
-                f"make `{remedy}` smaller"
-            )
-        if error.code == "RESOURCE_EXHAUSTED":
-            return ForeseenFailure(
-                f"a message to or from {server} is too large, or its memory too small: {reason}; "
-                f"make `{remedy}` smaller or raise `max_message_bytes`"
-            )
-        if error.code == "NOT_FOUND" or "version label" in reason:
-            return invalid("model", _describe(model), f"is not served by {self.target}: {reason}")
-        if error.code in REFUSED and "ignature" in reason and "not found" in reason:
-            rule = "is no model of `ddsm export RUN savedmodel --serving`, or is another of them"
-            return invalid("model", _describe(model), f"{rule}: {reason}")
-        if error.code in REFUSED:
-            return InputError(f"{server} refused the request: {reason}")
-        return ForeseenFailure(f"{server} failed with {error.code}: {reason}")
+            raise explain(error, self.target, model, self.timeout, remedy) from error
 
 
-def _make_transport(
-    transport: str, target: str, max_message_bytes: int, tls: bool | Path
-) -> Transport:
-    if transport == "grpc":
-        from ddsm_tf.serving.grpc_transport import GrpcTransport
-
-        return GrpcTransport(target, max_message_bytes, tls)
-    from ddsm_tf.serving.rest_transport import RestTransport
-
-    return RestTransport(target, max_message_bytes, tls)
-
-
-def _seeds(seed: int, first: int, count: int, batch_size: int) -> dict[str, np.ndarray]:
-    index = np.arange(first, min(first + batch_size, count), dtype=np.int64)
-    return {"seed": np.full(len(index), seed, np.int64), "index": index}
-
-
-def _labels_of(labels: np.ndarray | int | None, count: int) -> np.ndarray | None:
-    """int32 (count,), or None."""
-    if labels is None:
-        return None
-    array = np.asarray(labels)
-    if array.dtype.kind not in "iu" or array.shape not in ((), (count,)):
-        raise invalid("labels", f"of shape {array.shape}", f"must be integers ({count},) or one")
-    return np.broadcast_to(array, (count,)).astype(np.int32)
-
-
-def _describe(model: ModelSpec) -> str:
-    if model.version is not None:
-        return f"{model.name}, version {model.version}"
-    return f"{model.name}, label {model.label}" if model.label is not None else model.name
-
-
-def _reason(message: str) -> str:
-    """One line of the server's message: the rule that was broken, if the model states one."""
-    lines = [line.split("[[{{node")[0].strip() for line in message.splitlines()]
-    rules = [re.search(r"assertion failed: \[(.*)\]", line) for line in lines]
-    found = next(filter(None, rules), None)
-    # TensorFlow escapes the quotes of a rule.
-    return found[1].replace("\\'", "'") if found else next(filter(None, lines), "no message")
+def _check_batches(count: int, seed: int, batch_size: int) -> None:
+    check_integer("count", count, 1)
+    check_integer("batch_size", batch_size, 1)
+    check_integer("seed", seed, 0, 2**63 - 1)
