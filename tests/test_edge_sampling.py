@@ -103,6 +103,7 @@ def test_unconditional_bundles_take_no_class(tiny_bundle, tmp_path, capsys):
     assert "this one has none" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("quantize", "share"), [("float16", 0.1), ("dynamic", 0.6), ("int8-mixed", 0.8)]
 )
@@ -119,6 +120,7 @@ def test_other_precisions_keep_the_classes(unet, sampler, tmp_path, quantize, sh
     assert apart(images, exact) < share * apart(images, other)
 
 
+@pytest.mark.slow
 def test_a_fixed_batch_with_labels(unet, sampler, tmp_path):
     out = export("bundle", unet, TABLE, GUIDED, tmp_path / "out", batch=4)
     fixed = EdgeSampler(Bundle.load(out))

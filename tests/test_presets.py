@@ -42,7 +42,14 @@ def eager_training():
     tf.config.run_functions_eagerly(False)
 
 
-@pytest.mark.parametrize("preset", list(PRESETS))
+# The others differ from these in numbers only; they run with `pytest -m slow`.
+ALWAYS = ("cifar10", "imagenet64", "latent_afhq")
+
+
+@pytest.mark.parametrize(
+    "preset",
+    [p if p in ALWAYS else pytest.param(p, marks=pytest.mark.slow) for p in PRESETS],
+)
 def test_preset_runs_from_training_to_the_device(preset, tmp_path, run_here, eager_training):
     def ddsm(*arguments):
         done = run_here(*arguments)
@@ -82,7 +89,12 @@ def test_preset_runs_from_training_to_the_device(preset, tmp_path, run_here, eag
 
 
 @pytest.mark.parametrize(
-    ("preset", "percent"), [("cifar10", 0.5), ("celeba_hq", 1.5), ("imagenet64", 0.5)]
+    ("preset", "percent"),
+    [
+        ("cifar10", 0.5),
+        pytest.param("celeba_hq", 1.5, marks=pytest.mark.slow),
+        pytest.param("imagenet64", 0.5, marks=pytest.mark.slow),
+    ],
 )
 def test_a_step_costs_what_the_paper_says(preset, percent):
     full = next(iter(costs_of(network_of(get_preset(preset))).values()))

@@ -143,6 +143,7 @@ def test_bad_requests(signatures, rule, changed):
         signatures["sample_schedule"](**named({**inputs, **changed}))
 
 
+@pytest.mark.slow
 def test_denoisers_take_labels(unet, tmp_path):
     write_savedmodels(unet, tmp_path)
     x = np.random.default_rng(0).normal(size=(2, 8, 8, 1)).astype(np.float32)
@@ -154,6 +155,7 @@ def test_denoisers_take_labels(unet, tmp_path):
         denoise(x, 300, 0.5)
 
 
+@pytest.mark.slow
 def test_latents_are_decoded_and_not_clipped(tiny_unet):
     table, schedule = NoiseTable.linear(1000), StepSchedule.uniform(1.0, TIMESTEPS)
 
