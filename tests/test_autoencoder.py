@@ -175,9 +175,7 @@ def latent_run(tmp_path_factory):
     out = folder / "autoencoder"
     own = settings(*small, *rates)
     command = ["autoencoder", "latent_afhq", "--out", out, "--data", data, *own]
-    ddsm(*command, "--steps", 40)
-    # Goes on from its checkpoint.
-    ddsm(*command, "--steps", 250, "--resume")
+    ddsm(*command, "--steps", 250)
     run = folder / "run"
     network = ["image_size=8", "channels=2", "base_channels=8", "channel_multipliers=1"]
     network += ["attention_resolutions=", "widths=1,0.5", "sampling_steps=3", "batch_size=4"]

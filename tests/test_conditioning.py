@@ -84,16 +84,16 @@ def test_training_learns_the_classes(tmp_path):
     flat = np.broadcast_to((labels - 1.0)[:, None, None, None] * 0.8, (2048, *SHAPE))
     keras.utils.set_random_seed(1)
     model = DiffusionModel(
-        SlimmableUNet(num_classes=CLASSES, **SIZE),
+        SlimmableUNet(num_classes=CLASSES, **{**SIZE, "widths": (1.0,)}),
         NoiseTable.linear(100, 1e-3, 0.2).predicting("x0"),
         seed=3,
     )
     model.compile(keras.optimizers.Adam(1e-2))
     batches = (
         ((flat[rows].astype(np.float32), labels[rows]),)
-        for rows in random.integers(0, 2048, (100, 32))
+        for rows in random.integers(0, 2048, (250, 32))
     )
-    model.fit(batches, steps_per_epoch=100, shuffle=False, verbose=0)
+    model.fit(batches, steps_per_epoch=250, shuffle=False, verbose=0)
     schedule = StepSchedule.uniform(1.0, tuple(range(99, -1, -9)), train_timesteps=100)
     asked = np.array([0, 1, 2] * 4)
     sampled = model.sample(schedule, 12, seed=0, labels=asked).mean(axis=(1, 2, 3))

@@ -1,6 +1,7 @@
 """Every preset from training to the device, at a reduced size; and its data-sheet."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -42,8 +43,9 @@ def eager_training():
     tf.config.run_functions_eagerly(False)
 
 
-# The others differ from these in numbers only; they run with `pytest -m slow`.
-ALWAYS = ("cifar10", "imagenet64", "latent_afhq")
+# The others differ from these in numbers only, or go the way of tests/test_autoencoder.py; they run
+# with `pytest -m slow`.
+ALWAYS = ("cifar10", "imagenet64")
 
 
 @pytest.mark.parametrize(
@@ -88,6 +90,11 @@ def test_preset_runs_from_training_to_the_device(preset, tmp_path, run_here, eag
     assert (apart <= 1).mean() > 0.999
 
 
+@functools.cache
+def preset_costs(preset):
+    return costs_of(network_of(get_preset(preset)))
+
+
 @pytest.mark.parametrize(
     ("preset", "percent"),
     [
@@ -97,13 +104,13 @@ def test_preset_runs_from_training_to_the_device(preset, tmp_path, run_here, eag
     ],
 )
 def test_a_step_costs_what_the_paper_says(preset, percent):
-    full = next(iter(costs_of(network_of(get_preset(preset))).values()))
+    full = next(iter(preset_costs(preset).values()))
     assert 2 * full.macs / 1e9 == pytest.approx(PUBLISHED[preset].gflops, rel=percent / 100)
 
 
 def test_data_sheet():
     config = get_preset("cifar10")
-    costs = costs_of(network_of(config))
+    costs = preset_costs("cifar10")
     text = data_sheet(config, costs)
     for part in (
         "35.75 M",

@@ -202,10 +202,13 @@ def test_every_option_of_the_command_reaches_the_search(searched, tmp_path, monk
     )
     words = "--method random --sampler ddpm --steps 7 --cost parameters --trials 9 --images 5"
     words += " --segments 3 --refinements 1 --skips --budget 0.4 --confirm-images 6 --memory 2"
+    words += " --guidance 2.5 --guidance-widths free"
     assert cli.run(["search", str(searched), *words.split(), "--seed", "8", "--resume"]) == 0
     assert given == {
         "method": "random",
         "sampler": "ddpm",
+        "guidance_scale": 2.5,
+        "guidance_widths": "free",
         "steps": 7,
         "cost": "parameters",
         "trials": 9,
