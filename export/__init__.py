@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ddsm_tf.edge.manifest import DEFAULT, check_name
-from ddsm_tf.errors import InputError, invalid
+from ddsm_tf.errors import invalid
 from ddsm_tf.files import atomic_folder
 from ddsm_tf.labels import check_conditional
 from ddsm_tf.noise import NoiseTable
@@ -32,6 +32,7 @@ def export(
     provenance: Mapping[str, str | int | float] | None = None,
     optimization: Any = None,
     images: Any = None,
+    labels: Any = None,
     autoencoder: Any = None,
     on_step: Callable[[], None] | None = None,
     overwrite: bool = False,
@@ -54,7 +55,8 @@ def export(
             and the weights' digest.
         optimization: an `Optimization` of `ddsm_tf.export.optimize`, for tflite and bundle; every
             width is fine-tuned under it.
-        images: to fine-tune on, uint8 (N, H, W, C).
+        images: to fine-tune on, uint8 (N, H, W, C), or latents, float32.
+        labels: of these images, integers (N,), for a model with classes.
         autoencoder: the `KLAutoencoder` whose latents the network denoises; its decoder becomes
             part of the sampler's SavedModel, and a file beside the networks' in the others.
         on_step: called after every step of fine-tuning.
@@ -71,10 +73,6 @@ def export(
     for each in named.values():
         each.check_model(unet.widths, noise_table.train_timesteps)
         check_conditional(each.guidance_scale, unet.num_classes)
-    if optimization is not None and (unet.num_classes or autoencoder is not None):
-        raise InputError(
-            "`optimize` does not go with a model with classes or latents; leave it out"
-        )
     with atomic_folder(out, overwrite=overwrite) as folder:
         if kind == "savedmodel":
             from ddsm_tf.export.savedmodel import VERSION, write_sampler, write_savedmodels
@@ -93,7 +91,7 @@ def export(
         else:
             from ddsm_tf.export.optimize import write_optimized
 
-            tuning = {"quantize": quantize, "on_step": on_step}
+            tuning = {"labels": labels, "quantize": quantize, "on_step": on_step}
             files = write_optimized(unet, folder, optimization, images, noise_table, **tuning)
             quantize = f"{optimization.method}, {quantize}"
             provenance = {**(provenance or {}), **optimization.notes}

@@ -4,29 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 import tf_keras
 
 from ddsm_tf.images import to_float
+from ddsm_tf.models.objective import Objective
 from ddsm_tf.noise import NoiseTable
+
+
+class Batch(NamedTuple):
+    """A batch of the diffusion loss.
+
+    Attributes:
+        inputs: the network's: x, float32 (N, H, W, C), t, float32 (N,), and, for a model with
+            classes, labels, int32 (N,).
+        target: what it should put out, float32 (N, H, W, C).
+        weight: of each squared error, float32 (N, 1, 1, 1).
+    """
+
+    inputs: list[np.ndarray]
+    target: np.ndarray
+    weight: np.ndarray
 
 
 @dataclass(frozen=True)
 class NoisedImages:
     """Batches of the diffusion loss, each a pure function of the seed and the step.
 
-    Item k is `x_t, t, noise`, float32 (N, H, W, C), (N,) and (N, H, W, C), where
-    x_t = sqrt(ᾱ_t) x_0 + sqrt(1 - ᾱ_t) ε and t is uniform (DDPM, algorithm 1).
+    x_t = sqrt(ᾱ_t) x_0 + sqrt(1 - ᾱ_t) ε (DDPM, algorithm 1); what the network is given and should
+    put out follows from the noise table's prediction, as in training.
 
     Attributes:
-        images: uint8 (count, H, W, C).
-        noise_table: the forward process.
+        images: uint8 (count, H, W, C), or latents, float32.
+        noise_table: the forward process, and what the network predicts.
         batch_size: images N of a batch, drawn with replacement.
         steps: number of batches.
         seed: of the images, timesteps and noise.
+        labels: of the images, integers (count,); None for a model without classes.
+        num_classes: of the model; the label that stands for "no class".
+        label_dropout: share of the labels that become "no class", in [0, 1].
+        weighting: of the timesteps; see `ddsm_tf.models.objective`.
     """
 
     images: np.ndarray
@@ -34,22 +55,35 @@ class NoisedImages:
     batch_size: int
     steps: int
     seed: int = 0
+    labels: np.ndarray | None = None
+    num_classes: int = 0
+    label_dropout: float = 0.0
+    weighting: str = "uniform"
 
     def __len__(self) -> int:
         return self.steps
 
-    def __getitem__(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def __getitem__(self, step: int) -> Batch:
         if not 0 <= step < self.steps:
             raise IndexError(step)
         random = np.random.default_rng([self.seed, step])
-        images = to_float(self.images[random.integers(len(self.images), size=self.batch_size)])
-        t = random.integers(self.noise_table.train_timesteps, size=self.batch_size)
+        chosen = random.integers(len(self.images), size=self.batch_size)
+        images = self.images[chosen]
+        images = to_float(images) if images.dtype == np.uint8 else images
+        t = self._objective.draw_timesteps(random, self.batch_size)
         noise = random.standard_normal(images.shape, dtype=np.float32)
-        signal_scale, noise_scale = (
-            scale[t, None, None, None].astype(np.float32)
-            for scale in self.noise_table.signal_and_noise_scale()
-        )
-        return signal_scale * images + noise_scale * noise, t.astype(np.float32), noise
+        at_t = self._objective.numpy_at(t)
+        x_t = at_t.signal * images + at_t.noise * noise
+        inputs = [at_t.input_scale * x_t, t.astype(np.float32)]
+        if self.labels is not None:
+            dropped = random.random(self.batch_size) < self.label_dropout
+            labels = np.where(dropped, self.num_classes, self.labels[chosen])
+            inputs.append(labels.astype(np.int32))
+        return Batch(inputs, at_t.target_image * images + at_t.target_noise * noise, at_t.weight)
+
+    @cached_property
+    def _objective(self) -> Objective:
+        return Objective.of(self.noise_table, self.weighting)
 
 
 # Autograph reads the code of every layer, which takes longer than a hundred steps.
@@ -64,7 +98,7 @@ def fine_tune(
     """Train a model on every batch once, with Adam.
 
     Args:
-        model: `[x_t, t] → noise`.
+        model: `[x, t] → output`, or `[x, t, labels] → output`.
         batches: one a step.
         learning_rate: at the first step; it falls to zero along a cosine.
         callbacks: tf_keras callbacks; they hear of batches and of one epoch.
@@ -75,9 +109,9 @@ def fine_tune(
     model.optimizer = tf_keras.optimizers.legacy.Adam(rate, global_clipnorm=1.0)
 
     @tf.function(autograph=False)
-    def train_step(x_t: tf.Tensor, t: tf.Tensor, noise: tf.Tensor) -> None:
+    def train_step(inputs: list[tf.Tensor], target: tf.Tensor, weight: tf.Tensor) -> None:
         with tf.GradientTape() as tape:
-            error = tf.reduce_mean(tf.square(model([x_t, t], training=True) - noise))
+            error = tf.reduce_mean(weight * tf.square(model(inputs, training=True) - target))
         model.optimizer.minimize(error, model.trainable_variables, tape=tape)
 
     # Variables that a first trace makes would cost a second one.

@@ -17,6 +17,7 @@ from ddsm_tf.errors import invalid, missing_extra
 from ddsm_tf.export import check_optimization
 from ddsm_tf.export.tflite import convert, convert_rounded
 from ddsm_tf.models.layers import SlimmableConv2D, SlimmableDense
+from ddsm_tf.models.objective import WEIGHTINGS
 from ddsm_tf.models.unet import SlimmableUNet
 from ddsm_tf.noise import NoiseTable
 from ddsm_tf.schedule import width_name
@@ -51,6 +52,8 @@ class Optimization:
         sparsity: share of zeros in each pruned kernel, in (0, 1); of "prune".
         clusters: values of each clustered kernel, 2 to 256; of "cluster".
         seed: fixes the images, timesteps and noise of every step.
+        weighting: of the timesteps, "uniform" or "min_snr", as in training.
+        label_dropout: share of the labels that are hidden, in [0, 1], as in training.
 
     Raises:
         InputError: a value leaves its range.
@@ -63,6 +66,8 @@ class Optimization:
     sparsity: float = 0.5
     clusters: int = 16
     seed: int = 0
+    weighting: str = "uniform"
+    label_dropout: float = 0.0
 
     @property
     def notes(self) -> dict[str, str | int | float]:
@@ -83,6 +88,11 @@ class Optimization:
             raise invalid("learning_rate", self.learning_rate, "must lie in [0, 1)")
         if not 0.0 < self.sparsity < 1.0:
             raise invalid("sparsity", self.sparsity, "must lie in (0, 1)")
+        if self.weighting not in WEIGHTINGS:
+            rule = f"must be one of {', '.join(WEIGHTINGS)}"
+            raise invalid("weighting", self.weighting, rule)
+        if not 0.0 <= self.label_dropout <= 1.0:
+            raise invalid("label_dropout", self.label_dropout, "must lie in [0, 1]")
 
 
 def write_optimized(
@@ -92,12 +102,16 @@ def write_optimized(
     images: np.ndarray,
     noise_table: NoiseTable,
     *,
+    labels: np.ndarray | None = None,
     quantize: str = "none",
     on_step: Callable[[], None] | None = None,
 ) -> dict[float, str]:
     """Optimize every width in turn and write `unet_1_0.tflite`, …; returns width → file name.
 
     Args:
+        unet: the slimmable network.
+        folder: where to.
+        optimization, images, noise_table, labels: see `optimize`.
         quantize: see `to_tflite`.
         on_step: called after every step of every width.
 
@@ -106,7 +120,10 @@ def write_optimized(
     """
     files = {}
     for width in unet.widths:
-        network = optimize(unet.subnet(width), optimization, images, noise_table, on_step=on_step)
+        subnet = unet.subnet(width)
+        network = optimize(
+            subnet, optimization, images, noise_table, labels=labels, on_step=on_step
+        )
         files[width] = f"{width_name(width)}.tflite"
         (folder / files[width]).write_bytes(to_tflite(network, quantize=quantize))
     return files
@@ -118,6 +135,7 @@ def optimize(
     images: np.ndarray,
     noise_table: NoiseTable,
     *,
+    labels: np.ndarray | None = None,
     on_step: Callable[[], None] | None = None,
 ) -> SlimmableUNet | RoundedNetwork:
     """Fine-tune a plain network under an optimization.
@@ -128,8 +146,9 @@ def optimize(
     Args:
         subnet: what `SlimmableUNet.subnet` returned. Pruning and clustering change its weights.
         optimization: the method and its numbers.
-        images: to fine-tune on, uint8 (N, H, W, C).
-        noise_table: the forward process.
+        images: to fine-tune on, uint8 (N, H, W, C), or latents, float32.
+        noise_table: the forward process, and what the network predicts.
+        labels: of the images, integers (N,) below `num_classes`; for a model with classes.
         on_step: called after every step.
 
     Returns:
@@ -137,21 +156,31 @@ def optimize(
         both.
 
     Raises:
-        InputError: the images are not uint8 of the network's shape, or there are none.
+        InputError: the images are not of the network's shape, or there are none; or labels are
+            missing, superfluous or no classes of the model.
     """
     _check_images(images, subnet.image_shape)
+    _check_labels(labels, len(images), subnet.num_classes)
     twin = twin_of(subnet)
     names = _layers_to_change(subnet, twin, optimization.method)
     batches = NoisedImages(
-        images, noise_table, optimization.batch_size, optimization.steps, optimization.seed
+        images,
+        noise_table,
+        optimization.batch_size,
+        optimization.steps,
+        optimization.seed,
+        labels=labels,
+        num_classes=subnet.num_classes,
+        label_dropout=optimization.label_dropout,
+        weighting=optimization.weighting,
     )
 
     def train(model: tf_keras.Model, *callbacks: Any) -> None:
         fine_tune(model, batches, optimization.learning_rate, *callbacks, on_step=on_step)
 
     if optimization.method == "qat":
-        x_t, t, _ = batches[0]
-        return RoundedNetwork(_round(twin, names, [x_t, t], train), subnet.image_shape)
+        model = _round(twin, names, batches[0].inputs, train)
+        return RoundedNetwork(model, subnet.image_shape, subnet.num_classes)
     change = {"prune": _prune, "cluster": _cluster}[optimization.method]
     weights_back(twin, change(twin, names, optimization, train))
     return subnet
@@ -238,10 +267,25 @@ def _layers_to_change(subnet: SlimmableUNet, twin: Twin, method: str) -> list[st
 
 
 def _check_images(images: Any, image_shape: tuple[int, int, int]) -> None:
-    found = (getattr(images, "dtype", None), getattr(images, "shape", (0,)))
-    if found[0] != np.uint8 or found[1][1:] != image_shape or found[1][0] == 0:
-        rule = f"must be uint8 (N, {', '.join(map(str, image_shape))}) with N ≥ 1"
-        raise invalid("images", found, rule)
+    dtype, shape = getattr(images, "dtype", None), getattr(images, "shape", (0,))
+    if dtype not in (np.uint8, np.float32) or shape[1:] != image_shape or shape[0] == 0:
+        sides = ", ".join(map(str, image_shape))
+        rule = f"must be uint8 (N, {sides}) with N ≥ 1, or float32 if they are latents"
+        raise invalid("images", (dtype, shape), rule)
+
+
+def _check_labels(labels: Any, count: int, num_classes: int) -> None:
+    if (labels is None) == bool(num_classes):
+        rule = "must be given for a model with classes, and for no other"
+        found = labels if labels is None else np.shape(labels)
+        raise invalid("labels", found, f"{rule}; num_classes is {num_classes}")
+    if labels is None:
+        return
+    labels = np.asarray(labels)
+    whole = labels.dtype.kind in "iu" and labels.shape == (count,)
+    if not whole or labels.min() < 0 or labels.max() >= num_classes:
+        found = f"{labels.dtype} {labels.shape}"
+        raise invalid("labels", found, f"must be integers ({count},) in [0, {num_classes - 1}]")
 
 
 def _check_integer(name: str, value: Any, low: int, high: int = 2**63 - 1) -> None:

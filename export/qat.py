@@ -82,14 +82,18 @@ class RoundedNetwork:
     """A tf_keras model with `RoundedLayer`s, called as a UNet is.
 
     Args:
-        model: takes `[x, t]`.
+        model: takes `[x, t]`, or `[x, t, labels]`.
         image_shape: (H, W, C).
+        num_classes: of the labels; 0 for a model without.
     """
 
-    def __init__(self, model: tf_keras.Model, image_shape: tuple[int, int, int]) -> None:
+    def __init__(
+        self, model: tf_keras.Model, image_shape: tuple[int, int, int], num_classes: int = 0
+    ) -> None:
         self.model = model
         self.image_shape = image_shape
+        self.num_classes = num_classes
 
-    def __call__(self, x: Any, t: Any) -> Any:
-        """The noise in x, float32 (N, H, W, C), at timesteps t, float32 (N,)."""
-        return self.model([x, t], training=False)
+    def __call__(self, *inputs: Any) -> Any:
+        """The output, float32 (N, H, W, C), for x, t, float32 (N,), and labels, int32 (N,)."""
+        return self.model(list(inputs), training=False)

@@ -29,7 +29,8 @@ class Twin:
     """A tf_keras copy of a plain UNet.
 
     Attributes:
-        model: functional model, `[x (N, H, W, C), t (N,)] → noise (N, H, W, C)`, all float32.
+        model: functional model, `[x (N, H, W, C), t (N,)] → output (N, H, W, C)`, all float32; of a
+            UNet with classes `[x, t, labels (N,)]`, int32.
         sources: name of a layer of `model` → the Keras layer whose weights it copied.
     """
 
@@ -44,10 +45,12 @@ def twin_of(subnet: Any) -> Twin:
         subnet: a `SlimmableUNet` with one width, float32.
     """
     x = tf_keras.Input(subnet.image_shape, name="x")
-    t = tf_keras.Input((), name="t")
+    inputs = [x, tf_keras.Input((), name="t")]
+    if subnet.num_classes:
+        inputs.append(tf_keras.Input((), name="labels", dtype="int32"))
     builder = _Builder()
-    noise = builder.open_up(subnet, x, t)
-    twin = Twin(tf_keras.Model([x, t], noise), builder.sources)
+    output = builder.open_up(subnet, *inputs)
+    twin = Twin(tf_keras.Model(inputs, output), builder.sources)
     for name, layer in twin.sources.items():
         twin.model.get_layer(name).set_weights([w.numpy() for w in _weights(layer)])
     return twin

@@ -4,7 +4,15 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+# Pytest has a worker for each core, and with more threads they would wait for one another; floats
+# are added in the same order each time, too, which tests of equality to the last bit need.
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import contextlib
+import fcntl
+import io
 import subprocess
 import sys
 
@@ -63,6 +71,48 @@ def run_command(module, *arguments, cwd=None, env=None, timeout=240):
     )
 
 
+def run_ddsm(*arguments):
+    """`ddsm arguments` in this process, for another takes seconds to start TensorFlow.
+
+    Returns what `run_command` returns.
+    """
+    from ddsm_tf import cli
+
+    with (
+        contextlib.redirect_stdout(io.StringIO()) as stdout,
+        contextlib.redirect_stderr(io.StringIO()) as stderr,
+    ):
+        returncode = cli.run([str(argument) for argument in arguments])
+    return subprocess.CompletedProcess(arguments, returncode, stdout.getvalue(), stderr.getvalue())
+
+
+@contextlib.contextmanager
+def eagerly():
+    """Without graphs, whose making takes longer than a few training steps."""
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(False)
+
+
+def made_once(tmp_path_factory, name, make):
+    """The folder that `make(folder)` wrote, for all of pytest's workers; copy it to change it."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    folder = root / name
+    with open(root / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            making = root / f"{name}.making"
+            make(making)
+            making.rename(folder)
+    return folder
+
+
 def cpu_seconds(module, *arguments):
     """CPU time of `python -m module arguments`, which a busy neighbour does not lengthen."""
     times = []
@@ -81,10 +131,7 @@ def cpu_seconds(module, *arguments):
 
 @pytest.fixture
 def run_here(capfd):
-    """`ddsm arguments` in this process, for another takes seconds to start TensorFlow.
-
-    Returns what `run_command` returns.
-    """
+    """`run_ddsm` that notices what libraries write past Python, too."""
     from ddsm_tf import cli
 
     def run(*arguments):
@@ -115,8 +162,10 @@ def tiny_savedmodels(tiny_unet, tmp_path_factory):
     from ddsm_tf.export import export
     from ddsm_tf.noise import NoiseTable
 
-    out = tmp_path_factory.mktemp("savedmodels") / "out"
-    return export("savedmodel", tiny_unet, NoiseTable.linear(1000), NOISY_SCHEDULE, out)
+    def make(out):
+        export("savedmodel", tiny_unet, NoiseTable.linear(1000), NOISY_SCHEDULE, out)
+
+    return made_once(tmp_path_factory, "tiny_savedmodels", make)
 
 
 @pytest.fixture(scope="session")
@@ -135,11 +184,13 @@ def tiny_run(tmp_path_factory):
 
     It has been evaluated once, so that no search has to train the classifier again.
     """
-    out = tmp_path_factory.mktemp("runs") / "run"
-    settings = [argument for text in TINY_SETTINGS for argument in ("--set", text)]
-    trained = run_command("ddsm_tf.cli", "train", "digits", "--out", out, "--steps", 10, *settings)
-    assert trained.returncode == 0, trained.stderr
-    evaluated = run_command("ddsm_tf.cli", "evaluate", out, "-n", 2)
-    assert evaluated.returncode == 0, evaluated.stderr
-    assert (out / "classifier.keras").is_file()
-    return out
+
+    def make(out):
+        settings = [argument for text in TINY_SETTINGS for argument in ("--set", text)]
+        trained = run_ddsm("train", "digits", "--out", out, "--steps", 10, *settings)
+        assert trained.returncode == 0, trained.stderr
+        evaluated = run_ddsm("evaluate", out, "-n", 2)
+        assert evaluated.returncode == 0, evaluated.stderr
+        assert (out / "classifier.keras").is_file()
+
+    return made_once(tmp_path_factory, "tiny_run", make)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY_SETTINGS, cpu_seconds, run_command
+from conftest import TINY_SETTINGS, cpu_seconds, run_command, run_ddsm
 
 from ddsm_tf.schedule import StepSchedule, even_timesteps
 from ddsm_tf.search import read_pareto
@@ -22,7 +22,7 @@ CLI = "ddsm_tf.cli"
 def searched_run(tiny_run, tmp_path_factory):
     """A run after `ddsm search`; do not change it."""
     run = shutil.copytree(tiny_run, tmp_path_factory.mktemp("searched") / "run")
-    done = run_command(CLI, "search", run)
+    done = run_ddsm("search", run)
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search(r"^4 trials; chosen: .*\nMACs saved: \d+ %\ndistance: [\d.]+ ", done.stdout)
     return run
@@ -79,19 +79,18 @@ def test_search_by_latency(tiny_run, searched_run, tmp_path, run_here):
     assert not (tmp_path / "two" / "search").exists()
 
 
-def test_sample_evaluate_export_report_and_the_edge(searched_run, tmp_path):
+def test_sample_evaluate_export_report_and_the_edge(searched_run, tmp_path, run_here):
     run = shutil.copytree(searched_run, tmp_path / "run")
     server, edge = tmp_path / "server.npy", tmp_path / "edge.npy"
-    steps = [
-        (CLI, "sample", run, "-n", 20, "--seed", 3, "-o", server),
-        (CLI, "sample", run, "-n", 20, "--seed", 3, "-o", tmp_path / "grid.png"),
-        (CLI, "export", run, "bundle", "-o", run / "bundle"),
-        ("ddsm_tf.edge.cli", "sample", run / "bundle", "-n", 20, "--seed", 3, "-o", edge),
-        (CLI, "report", run),
-    ]
-    for step in steps:
-        done = run_command(*step)
-        assert (done.returncode, done.stderr) == (0, ""), step
+    options = ("-n", 20, "--seed", 3, "-o")
+    for done in (
+        run_command(CLI, "sample", run, *options, server),
+        run_here("sample", run, *options, tmp_path / "grid.png"),
+        run_here("export", run, "bundle", "-o", run / "bundle"),
+        run_command("ddsm_tf.edge.cli", "sample", run / "bundle", *options, edge),
+        run_here("report", run),
+    ):
+        assert (done.returncode, done.stderr) == (0, ""), done.args
     first, second = np.load(server), np.load(edge)
     assert first.shape == (20, 8, 8, 1) and first.dtype == np.uint8
     assert np.mean(np.abs(first.astype(int) - second.astype(int)) <= 1) >= 0.999

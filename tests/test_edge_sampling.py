@@ -134,23 +134,6 @@ def test_the_graph_stays_in_one_piece(unet):
     assert set(plain.left_over) <= {"GATHER", "LESS", "ADD", "SELECT"}
 
 
-def test_model_optimization_is_refused_in_one_line(unet, tmp_path):
-    from ddsm_tf.export.optimize import Optimization
-
-    with pytest.raises(
-        InputError, match="`optimize` does not go with a model with classes or latents"
-    ):
-        export(
-            "bundle",
-            unet,
-            TABLE,
-            GUIDED,
-            tmp_path / "out",
-            optimization=Optimization("prune", steps=1),
-            images=np.zeros((4, 8, 8, 1), np.uint8),
-        )
-
-
 @pytest.fixture(scope="module")
 def latent_folder(tiny_unet, tmp_path_factory):
     """A bundle whose "latents" of 8 × 8 become images of 16 × 16 × 3 by a fixed rule."""

@@ -90,16 +90,18 @@ def batch():
     return NoisedImages(IMAGES, TABLE, 400, 1, seed=9)[0]
 
 
-def run_file(data, x, t):
+def run_file(data, *inputs):
     interpreter = Interpreter(model_content=data)
-    inputs = [
-        (detail, (t, x)[len(detail["shape"]) == 4]) for detail in (interpreter.get_input_details())
-    ]
-    for detail, value in inputs:
-        interpreter.resize_tensor_input(detail["index"], value.shape)
+    kinds = {(value.ndim, value.dtype): value for value in inputs}
+    values = {
+        details["index"]: kinds[len(details["shape"]), np.dtype(details["dtype"])]
+        for details in interpreter.get_input_details()
+    }
+    for index, value in values.items():
+        interpreter.resize_tensor_input(index, value.shape)
     interpreter.allocate_tensors()
-    for detail, value in inputs:
-        interpreter.set_tensor(detail["index"], value)
+    for index, value in values.items():
+        interpreter.set_tensor(index, value)
     interpreter.invoke()
     return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
 
@@ -123,8 +125,8 @@ def layers_between_the_ends(unet):
     return [layer for layer in layers if layer not in (unet.input_conv, unet.output_conv)]
 
 
-def loss_of(noise, batch):
-    return float(np.mean((np.asarray(noise) - batch[2]) ** 2))
+def loss_of(output, batch):
+    return float(np.mean(batch.weight * (np.asarray(output) - batch.target) ** 2))
 
 
 def loss_with(unet, change, batch):
@@ -132,7 +134,7 @@ def loss_with(unet, change, batch):
     changed = unet.subnet(1.0)
     for layer in layers_between_the_ends(changed):
         layer.kernel.assign(change(layer.kernel.numpy()))
-    return loss_of(changed(batch[0], batch[1]), batch)
+    return loss_of(changed(*batch.inputs), batch)
 
 
 def compressed(data):
@@ -165,19 +167,57 @@ def test_weights_go_back_exactly(small):
 
 
 def test_batches_follow_the_forward_process_and_their_seed():
-    x_t, t, noise = NoisedImages(IMAGES, TABLE, 4000, 3, seed=1)[2]
-    assert (x_t.dtype, t.dtype, noise.dtype) == (np.float32,) * 3
+    (x_t, t), noise, weight = NoisedImages(IMAGES, TABLE, 4000, 3, seed=1)[2]
+    assert (x_t.dtype, t.dtype, noise.dtype, weight.dtype) == (np.float32,) * 4
     assert t.min() < 5 and t.max() > 994 and 470 < t.mean() < 530
     signal, spread = (scale[t.astype(int)] for scale in TABLE.signal_and_noise_scale())
     early = t < 900
     images = ((x_t.T - spread * noise.T) / signal).T[early]
     np.testing.assert_allclose(np.abs(images), 1.0, atol=1e-3)
     assert abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02
+    assert (weight == 1).all()
     again = NoisedImages(IMAGES, TABLE, 4000, 3, seed=1)
-    np.testing.assert_array_equal(again[2][0], x_t)
-    assert not np.array_equal(again[1][2], noise)
-    assert not np.array_equal(NoisedImages(IMAGES, TABLE, 4000, 3, seed=2)[2][2], noise)
+    np.testing.assert_array_equal(again[2].inputs[0], x_t)
+    assert not np.array_equal(again[1].target, noise)
+    other = NoisedImages(IMAGES, TABLE, 4000, 3, seed=2)[2]
+    assert not np.array_equal(other.target, noise)
     assert len(list(again)) == 3
+
+
+def test_batches_have_the_target_of_the_prediction():
+    options = {"weighting": "min_snr"}
+    table = TABLE.predicting("v")
+    (x_t, t), v, weight = NoisedImages(IMAGES, table, 500, 1, **options)[0]
+    signal, spread = (
+        scale[t.astype(int), None, None, None] for scale in TABLE.signal_and_noise_scale()
+    )
+    # x_0 = sqrt(ᾱ) x_t - sqrt(1 - ᾱ) v (Salimans and Ho, 2022).
+    np.testing.assert_allclose(np.abs(signal * x_t - spread * v), 1.0, atol=1e-4)
+    snr = (signal / spread) ** 2
+    np.testing.assert_allclose(weight, np.minimum(snr, 5.0) * spread**2, rtol=1e-4)
+
+
+def test_edm_batches_are_scaled_and_at_training_s_noise_levels():
+    table = NoiseTable.edm(100, data_std=0.5)
+    (x, t), _, _ = NoisedImages(IMAGES, table, 4000, 1)[0]
+    log_sigma = np.log(table.sigmas)[t.astype(int)]
+    assert abs(log_sigma.mean() + 1.2) < 0.1 and abs(log_sigma.std() - 1.2) < 0.1
+    # c_in makes the variance one for data of that deviation; these pixels are -1 and 1.
+    sigma = np.exp(log_sigma)
+    expected = np.sqrt((1 + sigma**2) / (sigma**2 + 0.25))
+    for chosen in (sigma < 0.1, sigma > 2):
+        assert x[chosen].std() == pytest.approx(expected[chosen].mean(), rel=0.05)
+
+
+def test_some_labels_are_hidden_and_the_others_belong_to_their_images():
+    labels = (IMAGES[:, 0, 0, 0] > 0).astype(np.int64)
+    options = {"labels": labels, "num_classes": 2, "label_dropout": 0.25}
+    (x_t, t, chosen), *_ = NoisedImages(IMAGES, TABLE, 4000, 1, **options)[0]
+    assert chosen.dtype == np.int32
+    assert 0.22 < np.mean(chosen == 2) < 0.28
+    seen = (chosen < 2) & (t < 50)
+    assert seen.sum() > 50
+    np.testing.assert_array_equal(x_t[seen, 0, 0, 0] > 0, chosen[seen] == 1)
 
 
 def test_pruned_kernels_are_half_zeros_in_the_file(small, pruned, float_file):
@@ -207,11 +247,10 @@ def test_fine_tuning_lowers_the_loss(small, pruned, clustered, rounded, batch):
         values = np.linspace(kernel.min(), kernel.max(), 16)
         return values[np.abs(kernel[..., None] - values).argmin(-1)]
 
-    x_t, t, _ = batch
-    start = loss_of(small(x_t, t), batch)
-    assert loss_of(pruned(x_t, t), batch) < 0.8 * loss_with(small, halved, batch)
-    assert loss_of(clustered(x_t, t), batch) < 0.8 * loss_with(small, sixteen, batch)
-    assert loss_of(rounded(x_t, t), batch) < 0.8 * start
+    start = loss_of(small(*batch.inputs), batch)
+    assert loss_of(pruned(*batch.inputs), batch) < 0.8 * loss_with(small, halved, batch)
+    assert loss_of(clustered(*batch.inputs), batch) < 0.8 * loss_with(small, sixteen, batch)
+    assert loss_of(rounded(*batch.inputs), batch) < 0.8 * start
 
 
 def test_dynamic_int8_goes_on_top(clustered, clustered_file):
@@ -223,7 +262,7 @@ def test_dynamic_int8_goes_on_top(clustered, clustered_file):
 
 def test_the_file_after_qat_rounds_as_training_did(small, rounded, rounded_file, float_file, batch):
     assert foreign_operators(rounded_file) == []
-    x_t, t, _ = batch
+    x_t, t = batch.inputs
     emulated = np.asarray(rounded(x_t, t))
     error = run_file(rounded_file, x_t, t) - emulated
     assert 0 < np.std(error) < 0.05 * np.std(emulated)
@@ -250,7 +289,8 @@ def without_training(monkeypatch):
     """`optimize` that returns the network as it is, and a list of what it was asked for."""
     calls = []
 
-    def stand_in(subnet, optimization, images, noise_table, *, on_step=None):
+    def stand_in(subnet, optimization, images, noise_table, *, labels=None, on_step=None):
+        assert labels is None
         on_step()
         calls.append((subnet.base_channels, optimization, images, noise_table))
         return subnet
@@ -308,6 +348,8 @@ def test_the_command_refuses_what_does_not_go_together(tiny_run, tmp_path, capfd
         ("clusters", 1),
         ("clusters", 257),
         ("seed", -1),
+        ("weighting", "snr"),
+        ("label_dropout", 1.5),
     ],
 )
 def test_settings_are_checked(field, value):
@@ -317,9 +359,62 @@ def test_settings_are_checked(field, value):
 
 def test_images_must_be_the_networks(small):
     settings = Optimization("prune", steps=1)
-    for images in (None, IMAGES[:0], IMAGES[:, :2], IMAGES.astype(np.float32)):
+    for images in (None, IMAGES[:0], IMAGES[:, :2], IMAGES.astype(np.float64)):
         with pytest.raises(InputError, match=r"`images` .* uint8 \(N, 4, 4, 1\)"):
             optimize(small, settings, images, TABLE)
+
+
+@pytest.fixture(scope="module")
+def with_classes():
+    """A plain network of three classes."""
+    options = {"image_size": 4, "channels": 1, "base_channels": 32, "channel_multipliers": (1,)}
+    unet = SlimmableUNet(
+        **options,
+        attention_resolutions=(),
+        blocks_per_level=1,
+        widths=(1.0,),
+        num_classes=3,
+        name="unet",
+    )
+    return randomise(unet)
+
+
+LABELS = np.arange(50) % 3
+
+
+def test_the_twin_of_a_network_with_classes(with_classes):
+    subnet = with_classes.subnet(1.0)
+    twin = twin_of(subnet)
+    x = np.random.default_rng(0).standard_normal((4, 4, 4, 1)).astype(np.float32)
+    inputs = [x, np.full(4, 500, np.float32), np.array([0, 1, 2, 3], np.int32)]
+    expected = np.asarray(subnet(*inputs))
+    np.testing.assert_allclose(twin.model(inputs).numpy(), expected, rtol=0, atol=1e-6)
+    assert twin.model.count_params() == subnet.count_params()
+    unconditional = np.asarray(subnet(*inputs[:2], np.full(4, 3, np.int32)))
+    assert np.abs(expected - unconditional)[:3].max() > 0.05
+
+
+@pytest.mark.parametrize("method", ["cluster", "qat"])
+def test_the_file_of_an_optimized_network_takes_labels(with_classes, method):
+    settings = Optimization(method, steps=2, batch_size=8, label_dropout=0.1)
+    network = optimize(with_classes.subnet(1.0), settings, IMAGES, TABLE, labels=LABELS)
+    random = np.random.default_rng(0)
+    x = random.standard_normal((1, 4, 4, 1)).astype(np.float32).repeat(2, axis=0)
+    inputs = [x, np.full(2, 500, np.float32), np.array([0, 1], np.int32)]
+    found, expected = run_file(to_tflite(network), *inputs), np.asarray(network(*inputs))
+    assert np.std(found - expected) < 0.05 * np.std(expected)
+    assert np.abs(found[0] - found[1]).max() > 0.05
+
+
+def test_labels_must_be_the_networks(small, with_classes):
+    settings = Optimization("prune", steps=1)
+    with pytest.raises(InputError, match=r"`labels` .* num_classes is 0"):
+        optimize(small, settings, IMAGES, TABLE, labels=LABELS)
+    with pytest.raises(InputError, match=r"`labels` .* num_classes is 3"):
+        optimize(with_classes, settings, IMAGES, TABLE)
+    for labels in (LABELS[:9], LABELS + 1, LABELS - 1, LABELS.astype(np.float32)):
+        with pytest.raises(InputError, match=r"must be integers \(50,\) in \[0, 2\]"):
+            optimize(with_classes, settings, IMAGES, TABLE, labels=labels)
 
 
 def test_a_precision_after_qat_is_refused(rounded, small, tmp_path):

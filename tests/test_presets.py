@@ -5,7 +5,7 @@ import functools
 
 import numpy as np
 import pytest
-import tensorflow as tf
+from conftest import eagerly
 
 from ddsm_tf.edge import cli as edge_cli
 from ddsm_tf.metrics import train_classifier
@@ -35,14 +35,6 @@ def write_images(path, channels, size):
     return images
 
 
-@pytest.fixture
-def eager_training():
-    """Training without graphs, which three steps do not pay for."""
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
-
-
 # The others differ from these in numbers only, or go the way of tests/test_autoencoder.py; they run
 # with `pytest -m slow`.
 ALWAYS = ("cifar10", "imagenet64")
@@ -52,7 +44,7 @@ ALWAYS = ("cifar10", "imagenet64")
     "preset",
     [p if p in ALWAYS else pytest.param(p, marks=pytest.mark.slow) for p in PRESETS],
 )
-def test_preset_runs_from_training_to_the_device(preset, tmp_path, run_here, eager_training):
+def test_preset_runs_from_training_to_the_device(preset, tmp_path, run_here):
     def ddsm(*arguments):
         done = run_here(*arguments)
         assert done.returncode == 0, done.stderr
@@ -71,11 +63,12 @@ def test_preset_runs_from_training_to_the_device(preset, tmp_path, run_here, eag
         small += ["base_channels=8", "blocks_per_level=1"]
         out = tmp_path / "autoencoder"
         command = ["autoencoder", preset, "--out", out, "--data", data, "--steps", 2]
-        ddsm(*command, *options(*small))
+        with eagerly():
+            ddsm(*command, *options(*small))
         settings.append(f"autoencoder={out}")
     run = tmp_path / "run"
-    ddsm("train", preset, "--out", run, "--data", data, "--steps", 3, *options(*settings))
-    tf.config.run_functions_eagerly(False)
+    with eagerly():
+        ddsm("train", preset, "--out", run, "--data", data, "--steps", 3, *options(*settings))
     # Three steps train no network to speak of, and the judge need not be better.
     train_classifier(images, steps=2).save(run / "classifier.keras")
     ddsm("search", run, "--trials", 3, "--images", 4, "--segments", 1, "--confirm-images", 4)

@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import run_command
+from conftest import run_ddsm
 
 from ddsm_tf import cli
 from ddsm_tf.errors import InputError
@@ -22,13 +22,12 @@ from ddsm_tf.training.run import Run
 from ddsm_tf.training.search import search_run
 from ddsm_tf.training.search_problem import SearchOptions
 
-CLI = "ddsm_tf.cli"
 # Fourteen of the sixteen schedules of four segments at two widths.
 SEARCH = ["--segments", "4", "--trials", "14"]
 
 
 def search_command(run, *more):
-    return [sys.executable, "-m", CLI, "search", str(run), *SEARCH, *more]
+    return [sys.executable, "-m", "ddsm_tf.cli", "search", str(run), *SEARCH, *more]
 
 
 def completed(run):
@@ -52,7 +51,7 @@ def copy_of(prepared, out):
 def searched(tiny_run, tmp_path_factory):
     """A run after a search of 14 trials; do not change it."""
     run = shutil.copytree(tiny_run, tmp_path_factory.mktemp("searched") / "run")
-    done = subprocess.run(search_command(run), capture_output=True, text=True, check=False)
+    done = run_ddsm("search", run, *SEARCH)
     assert (done.returncode, done.stderr) == (0, "")
     assert "14 trials; chosen: " in done.stdout and "UNet calls at full width" in done.stdout
     return run
@@ -75,7 +74,7 @@ def test_a_search_that_is_killed_ends_with_the_same_front(searched, tmp_path, ki
     run = copy_of(searched, tmp_path / "run")
     for trials in kills:
         kill_after(run, trials)
-    done = subprocess.run(search_command(run, "--resume"), capture_output=True, check=False)
+    done = run_ddsm("search", run, *SEARCH, "--resume")
     assert done.returncode == 0, done.stderr
     for name in ("search/pareto.json", "schedule.json"):
         assert (run / name).read_bytes() == (searched / name).read_bytes()
@@ -238,7 +237,7 @@ def test_steps_may_be_left_out_and_refined(tiny_run, searched, tmp_path):
 def test_importance_writes_its_table_and_schedules(searched, tmp_path):
     run = shutil.copytree(searched, tmp_path / "run")
     options = ["--budget", 0.5, "--budget", 0.9, "--steps", 20, "--min-run", 4]
-    done = run_command(CLI, "importance", run, *options, *["-o", tmp_path / "s"])
+    done = run_ddsm("importance", run, *options, *["-o", tmp_path / "s"])
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 3 and str(run / "importance.json") in done.stdout
     # It was there already, of the same weights.

@@ -42,7 +42,13 @@ def fine_tuning(run: Run, method: str | None, **options: Any) -> Iterator[dict[s
     from ddsm_tf.export.optimize import Optimization
 
     fields = {OPTIONS[name][0]: value for name, value in given.items()}
-    optimization = Optimization(method, seed=run.config.seed, **fields)
-    images, _ = run.load_split()
-    with progress_bar(optimization.steps * len(run.config.widths), method) as bar:
-        yield {"optimization": optimization, "images": images.images, "on_step": bar.update}
+    config = run.config
+    fields |= {"seed": config.seed, "weighting": config.weighting}
+    training, _ = run.load_split()
+    tuning = {"images": run.denoised(training.images)}
+    if config.num_classes:
+        fields["label_dropout"] = config.label_dropout
+        tuning["labels"] = training.labels
+    optimization = Optimization(method, **fields)
+    with progress_bar(optimization.steps * len(config.widths), method) as bar:
+        yield {**tuning, "optimization": optimization, "on_step": bar.update}

@@ -123,3 +123,13 @@ class Objective:
     def at(self, t: Any) -> AtTimesteps:
         """The factors at timesteps t, int32 (N,)."""
         return AtTimesteps(*(ops.take(f, t)[:, None, None, None] for f in self.factors))
+
+    def numpy_at(self, t: np.ndarray) -> AtTimesteps:
+        """The factors at timesteps t, integers (N,), as arrays."""
+        return AtTimesteps(*(factor[t, None, None, None] for factor in self.factors))
+
+    def draw_timesteps(self, random: np.random.Generator, count: int) -> np.ndarray:
+        """Timesteps as training visits them, int64 (count,)."""
+        if self.cumulative_probabilities is None:
+            return random.integers(len(self.factors.signal), size=count)
+        return np.searchsorted(self.cumulative_probabilities, random.random(count))
