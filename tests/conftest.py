@@ -98,6 +98,17 @@ def eagerly():
         tf.config.run_functions_eagerly(False)
 
 
+# `python -c EAGER arguments` in this folder is `ddsm arguments`, eagerly.
+EAGER = """
+import sys
+from conftest import eagerly
+from ddsm_tf.cli import main
+
+with eagerly():
+    main(sys.argv[1:])
+"""
+
+
 def made_once(tmp_path_factory, name, make):
     """The folder that `make(folder)` wrote, for all of pytest's workers; copy it to change it."""
     root = tmp_path_factory.getbasetemp()

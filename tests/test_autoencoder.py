@@ -1,13 +1,13 @@
 """The autoencoder, its training, latents kept on disk, and runs that denoise them."""
 
 import json
+import shutil
 
 import keras
 import numpy as np
 import pytest
-from conftest import randomise
+from conftest import eagerly, randomise
 
-from ddsm_tf.edge import cli as edge_cli
 from ddsm_tf.errors import InputError
 from ddsm_tf.export.decoder import decoder_tflite
 from ddsm_tf.images import to_float
@@ -180,7 +180,9 @@ def latent_run(tmp_path_factory):
     network = ["image_size=8", "channels=2", "base_channels=8", "channel_multipliers=1"]
     network += ["attention_resolutions=", "widths=1,0.5", "sampling_steps=3", "batch_size=4"]
     network += ["sample_every=0", f"autoencoder={out}", "blocks_per_level=1"]
-    ddsm("train", "latent_afhq", "--out", run, "--data", data, "--steps", 3, *settings(*network))
+    with eagerly():
+        command = ["train", "latent_afhq", "--out", run, "--data", data, "--steps", 3]
+        ddsm(*command, *settings(*network))
     # A run on latents needs the other folder no more.
     out.rename(folder / "moved")
     return run, folder / "moved", images
@@ -197,29 +199,44 @@ def test_the_autoencoder_learns(latent_run):
     assert AutoencoderRun.open(folder).checkpoints.steps()[-1] == 250
 
 
-def test_a_run_on_latents_works_as_any_other(latent_run, tmp_path, run_here):
+def test_a_run_on_latents_is_judged_in_pixels(latent_run, run_here):
     run, _, images = latent_run
     opened = Run.open(run)
     assert opened.load_data().images.shape == images.shape
     assert opened.denoised(images[:3]).shape == (3, 8, 8, 2)
     train_classifier(images, steps=2).save(run / "classifier.keras")
+    done = run_here("evaluate", run, "-n", 8, "--json")
+    assert done.returncode == 0, done.stderr
+    assert np.isfinite(json.loads(done.stdout)["distance"])
 
-    def ddsm(*arguments):
-        done = run_here(*arguments)
+
+def test_training_is_resumed_to_the_same_weights(tmp_path, run_here):
+    np.savez(tmp_path / "data.npz", images=smooth_images(40))
+    settings = ["image_size=16", "latent_channels=2", "base_channels=8", "channel_multipliers=1,1"]
+    settings += ["batch_size=4", "checkpoint_every=3", "sample_every=0", "blocks_per_level=1"]
+    data = ["--data", f"npz:{tmp_path / 'data.npz'}"]
+    options = [part for text in settings for part in ("--set", text)]
+
+    def train(out, *more):
+        with eagerly():
+            done = run_here("autoencoder", "latent_afhq", "--out", out, *data, *options, *more)
         assert done.returncode == 0, done.stderr
-        return done.stdout
+        run = AutoencoderRun.open(out)
+        assert run.checkpoints.steps() == [3, 5]
+        with np.load(run.checkpoints.file(5)) as archive:
+            return [archive[name] for name in sorted(archive.files)]
 
-    ddsm("search", run, "--trials", 3, "--images", 4, "--segments", 1, "--confirm-images", 4)
-    ddsm("sample", run, "-n", 3, "--seed", 5, "-o", tmp_path / "images.npy")
-    sampled = np.load(tmp_path / "images.npy")
-    assert sampled.shape == (3, 16, 16, 3)
-    result = json.loads(ddsm("evaluate", run, "-n", 8, "--json"))
-    assert np.isfinite(result["distance"])
-    ddsm("export", run, "bundle", "-o", tmp_path / "bundle")
-    arguments = ["sample", tmp_path / "bundle", "-n", "3", "--seed", "5", "-o", tmp_path / "e.npy"]
-    assert edge_cli.run([str(argument) for argument in arguments]) == 0
-    apart = np.abs(sampled.astype(int) - np.load(tmp_path / "e.npy").astype(int))
-    assert (apart <= 1).mean() > 0.999
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    expected = train(whole, "--steps", 5)
+    shutil.copytree(whole, cut)
+    AutoencoderRun.open(cut).checkpoints.file(5).unlink()
+    (cut / "autoencoder.keras").unlink()
+    for found, value in zip(train(cut, "--steps", 5, "--resume"), expected, strict=True):
+        np.testing.assert_array_equal(found, value)
+    assert np.abs(
+        expected[0] - np.load(AutoencoderRun.open(cut).checkpoints.file(3))["00000"]
+    ).max()
+    assert (cut / "autoencoder.keras").is_file()
 
 
 def test_an_autoencoder_that_does_not_fit(latent_run, tmp_path, run_here):

@@ -8,7 +8,7 @@ import pytest
 import tf_keras
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
-from conftest import TINY, randomise
+from conftest import TINY, eagerly, randomise
 
 from ddsm_tf.cli import run as run_cli
 from ddsm_tf.edge import Bundle, EdgeSampler
@@ -397,7 +397,8 @@ def test_the_twin_of_a_network_with_classes(with_classes):
 @pytest.mark.parametrize("method", ["cluster", "qat"])
 def test_the_file_of_an_optimized_network_takes_labels(with_classes, method):
     settings = Optimization(method, steps=2, batch_size=8, label_dropout=0.1)
-    network = optimize(with_classes.subnet(1.0), settings, IMAGES, TABLE, labels=LABELS)
+    with eagerly():
+        network = optimize(with_classes.subnet(1.0), settings, IMAGES, TABLE, labels=LABELS)
     random = np.random.default_rng(0)
     x = random.standard_normal((1, 4, 4, 1)).astype(np.float32).repeat(2, axis=0)
     inputs = [x, np.full(2, 500, np.float32), np.array([0, 1], np.int32)]

@@ -35,15 +35,7 @@ def write_images(path, channels, size):
     return images
 
 
-# The others differ from these in numbers only, or go the way of tests/test_autoencoder.py; they run
-# with `pytest -m slow`.
-ALWAYS = ("cifar10", "imagenet64")
-
-
-@pytest.mark.parametrize(
-    "preset",
-    [p if p in ALWAYS else pytest.param(p, marks=pytest.mark.slow) for p in PRESETS],
-)
+@pytest.mark.parametrize("preset", PRESETS)
 def test_preset_runs_from_training_to_the_device(preset, tmp_path, run_here):
     def ddsm(*arguments):
         done = run_here(*arguments)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY_SETTINGS, eagerly, run_ddsm
+from conftest import EAGER, TINY_SETTINGS, eagerly, run_ddsm
 
 from ddsm_tf.errors import InputError
 from ddsm_tf.training.callbacks import keep_history_until, read_history
@@ -87,16 +87,6 @@ def test_a_killed_run_goes_on_to_the_same_weights(uninterrupted, tmp_path, step,
     assert [[e[k] for k in keys] for e in read_history(out / "logs" / "history.jsonl")] == [
         [e[k] for k in keys] for e in read_history(uninterrupted / "logs" / "history.jsonl")
     ]
-
-
-EAGER = """
-import sys
-from conftest import eagerly
-from ddsm_tf.cli import main
-
-with eagerly():
-    main(sys.argv[1:])
-"""
 
 
 def test_a_signal_ends_training_after_a_checkpoint(tmp_path):

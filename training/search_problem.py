@@ -103,7 +103,8 @@ class SearchProblem:
         self.model = run.load_model()
         unet = self.model.unet
         self.macs: Mapping[float, float] = cost_per_width("macs", unet)
-        self.cost = cost_per_width(options.cost, unet)
+        by_macs = options.cost == "macs"
+        self.cost = self.macs if by_macs else cost_per_width(options.cost, unet)
         self.base = run.schedule(
             "full",
             sampler=options.sampler,
