@@ -175,7 +175,7 @@ def latent_run(tmp_path_factory):
     out = folder / "autoencoder"
     own = settings(*small, *rates)
     command = ["autoencoder", "latent_afhq", "--out", out, "--data", data, *own]
-    ddsm(*command, "--steps", 250)
+    ddsm(*command, "--steps", 150)
     run = folder / "run"
     network = ["image_size=8", "channels=2", "base_channels=8", "channel_multipliers=1"]
     network += ["attention_resolutions=", "widths=1,0.5", "sampling_steps=3", "batch_size=4"]
@@ -196,7 +196,7 @@ def test_the_autoencoder_learns(latent_run):
     assert report["psnr"] > without + 3
     assert report["latent_std"] == pytest.approx(1.0, abs=0.1)
     assert (folder / "reconstructions.png").stat().st_size > 1000
-    assert AutoencoderRun.open(folder).checkpoints.steps()[-1] == 250
+    assert AutoencoderRun.open(folder).checkpoints.steps()[-1] == 150
 
 
 def test_a_run_on_latents_is_judged_in_pixels(latent_run, run_here):

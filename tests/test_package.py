@@ -74,7 +74,7 @@ def test_the_wheel_runs_from_an_empty_folder(python, tiny_bundle, tmp_path):
     check(commands / "ddsm-edge", "sample", tiny_bundle, "-n", 3, "-o", "edge.npy", **options)
     assert np.load(empty / "edge.npy").shape == (3, 8, 8, 1)
     settings = ["--set", "base_channels=8", "--set", "channel_multipliers=1"]
-    settings += ["--set", "widths=1,0.5", "--set", "sample_every=0"]
+    settings += ["--set", "widths=1", "--set", "sample_every=0"]
     train = ["train", "digits", "--out", "run", "--steps", 2, *settings]
     check(commands / "ddsm", *train, **options)
     check(commands / "ddsm", "sample", "run", "-n", 4, "--steps", 2, "-o", "x.png", **options)

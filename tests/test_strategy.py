@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+from conftest import run_ddsm
 
 from ddsm_tf.errors import InputError
 from ddsm_tf.training.run import Run
@@ -30,10 +31,9 @@ def free_ports(count):
     return ports
 
 
-def command(out, steps, *options):
+def arguments(out, steps, *options):
     settings = [part for text in SETTINGS for part in ("--set", text)]
-    train = ["train", "digits", "--out", str(out), "--steps", str(steps), *settings, *options]
-    return [sys.executable, "-m", "ddsm_tf.cli", *train]
+    return ["train", "digits", "--out", str(out), "--steps", str(steps), *settings, *options]
 
 
 def start_worker(index, ports, out, steps, log, *options):
@@ -43,9 +43,8 @@ def start_worker(index, ports, out, steps, log, *options):
     }
     environment = {**os.environ, "TF_CONFIG": json.dumps(config), "GRPC_FAIL_FAST": "use_caller"}
     with open(log, "a") as file:
-        return subprocess.Popen(
-            command(out, steps, *options), env=environment, stdout=file, stderr=file
-        )
+        command = [sys.executable, "-m", "ddsm_tf.cli", *arguments(out, steps, *options)]
+        return subprocess.Popen(command, env=environment, stdout=file, stderr=file)
 
 
 def wait_for(condition, what, seconds=150):
@@ -79,10 +78,8 @@ def test_a_worker_killed_and_started_again_goes_on(tmp_path):
     finally:
         for worker in workers:
             worker.kill()
-    single = subprocess.run(
-        command(tmp_path / "one", steps, "--strategy", "single"), capture_output=True, check=True
-    )
-    assert b"trained 60 steps" in single.stdout
+    single = run_ddsm(*arguments(tmp_path / "one", steps, "--strategy", "single"))
+    assert "trained 60 steps" in single.stdout
     text = logs[0].read_text()
     assert "global batch 8 = 2 workers × 1 devices × 4 images; learning rate 0.001" in text
     assert "a worker was lost" in text

@@ -14,7 +14,8 @@ from conftest import EAGER, TINY_SETTINGS, eagerly, run_ddsm
 
 from ddsm_tf.errors import InputError
 from ddsm_tf.training.callbacks import keep_history_until, read_history
-from ddsm_tf.training.run import Checkpoints, Run
+from ddsm_tf.training.checkpoints import Checkpoints
+from ddsm_tf.training.run import Run
 
 STEPS = 10
 SETTINGS = [*TINY_SETTINGS, "sample_every=10"]

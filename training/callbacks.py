@@ -15,8 +15,9 @@ import numpy as np
 from ddsm_tf.errors import invalid
 from ddsm_tf.files import atomic_file
 from ddsm_tf.images import save_images
+from ddsm_tf.training.checkpoints import Checkpoints
 from ddsm_tf.training.progress import progress_bar
-from ddsm_tf.training.run import Checkpoints, Run
+from ddsm_tf.training.run import Run
 from ddsm_tf.training.strategy import Placement, peak_memory_gib
 
 GRID_IMAGES = 36

@@ -5,14 +5,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import socket
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import numpy as np
 
@@ -214,6 +218,7 @@ def _tfds(name: str, rest: str) -> Source:
         raise invalid("data", name, f"is no data set of TFDS: {_first_line(error)}") from error
     try:
         if not builder.is_prepared():
+            _check_reachable(builder)
             announce(f"preparing {dataset} in {builder.data_dir}")
         builder.download_and_prepare()
         count = int(builder.as_dataset(split=split).cardinality())
@@ -233,6 +238,23 @@ def _tfds(name: str, rest: str) -> Source:
 
     fingerprint = f"{builder.info.full_name} {split} {count}"
     return Source(name, count, read, fingerprint, classes)
+
+
+def _check_reachable(builder: Any) -> None:
+    """`OSError` where TFDS has downloaded nothing yet and no host of its files has an address.
+
+    TFDS itself would try for three minutes before it says so.
+    """
+    downloads = Path(builder._data_dir_root, "downloads")
+    hosts = sorted({urlsplit(url).hostname or "" for url in builder.url_infos})
+    # A proxy resolves names by itself.
+    if not hosts or getproxies() or any(file.is_file() for file in downloads.rglob("*")):
+        return
+    for host in hosts:
+        with contextlib.suppress(OSError):
+            socket.getaddrinfo(host, None)
+            return
+    raise OSError(f"no network: {hosts[0]} has no address")
 
 
 def _how_to_get(builder: Any, dataset: str, error: Exception) -> str:

@@ -17,12 +17,13 @@ import numpy as np
 from ddsm_tf.errors import invalid
 from ddsm_tf.models import Adam, DiffusionModel, LinearWarmup
 from ddsm_tf.training.callbacks import Checkpointer, LossLog, SampleGrids, StepBar
+from ddsm_tf.training.checkpoints import Checkpoints
 from ddsm_tf.training.config import RunConfig
 from ddsm_tf.training.data import ImageSet
 from ddsm_tf.training.flat_config import FlatConfig
 from ddsm_tf.training.latents import adopt_autoencoder
 from ddsm_tf.training.pipeline import training_pipeline
-from ddsm_tf.training.run import Checkpoints, Run, RunFolder
+from ddsm_tf.training.run import Run, RunFolder
 from ddsm_tf.training.strategy import Placement, restart_after, restarts_left
 
 AnyRun = TypeVar("AnyRun", bound=RunFolder)
