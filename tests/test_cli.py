@@ -151,6 +151,7 @@ BAD = [
     (["sample", "{run}", "-o", "{tmp}/x.png", "--seed", "-1"], "--seed"),
     (["sample", "{run}", "-o", "{tmp}/x.png", "--steps", "1001"], "`steps` (=1001)"),
     (["sample", "{run}", "-o", "{tmp}/x.png", "--schedule", "{good}", "--steps", "5"], "`--steps`"),
+    (["sample", "{run}", "-o", "{tmp}/x.png", "--sampler", "heun", "--eta", "1"], "is for ddim"),
     (["sample", "{empty}", "-o", "{tmp}/x.png"], "weights"),
     (["sample", "{foreign}", "-o", "{tmp}/x.png"], "base_channels"),
     (["sample", "{cut_weights}", "-o", "{tmp}/x.png"], "weights"),

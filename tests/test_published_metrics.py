@@ -135,6 +135,8 @@ def test_classes_are_judged_by_themselves():
     assert swapped["fid"]["value"] == pytest.approx(0.0, abs=1e-6)
     assert good == pytest.approx(0.0, abs=1e-6)
     assert swapped["per_class"]["value"] > 0.1
+    with pytest.raises(InputError, match="at least 2 of a class"):
+        suite(real[:2], ["per_class"], np.arange(2))
 
 
 def test_real_features_are_kept_by_images_and_network(tmp_path):

@@ -334,11 +334,27 @@ def test_samples_become_grey_levels():
     assert (images == 191).all()  # (0.5 + 1) · 127.5 = 191.25
 
 
-def test_on_step_is_called_for_every_step_of_every_batch():
+@pytest.mark.parametrize("sampler", ["ddim", "heun"])
+def test_on_step_is_called_for_every_step_of_every_batch(sampler):
     calls = []
-    schedule = StepSchedule.uniform(1.0, (900, 400, 0))
+    # Heun calls the network twice in each step but the last.
+    schedule = StepSchedule.uniform(1.0, (900, 400, 0), sampler=sampler)
     sample_images(half_denoiser, schedule, TABLE, (2, 2, 1), 5, batch_size=2, on_step=calls.append)
     assert calls == [0, 1, 2] * 3
+
+
+def test_labels_go_with_their_images_in_every_batch():
+    def grey_of_the_class(x, t, width, labels):
+        # The ε for which the predicted x_0 is a quarter of the label everywhere.
+        grey = labels[:, None, None, None] / 4.0
+        return (x - np.sqrt(ALPHA_BARS[t]) * grey) / np.sqrt(1 - ALPHA_BARS[t])
+
+    schedule = StepSchedule.uniform(1.0, (500, 0))
+    labels, options = np.array([3, 0, 2, 2, 1]), {"num_classes": 4, "batch_size": 2}
+    images = sample_images(
+        grey_of_the_class, schedule, TABLE, (2, 2, 1), 5, labels=labels, **options
+    )
+    assert images[:, 0, 0, 0].tolist() == [223, 128, 191, 191, 159]
 
 
 @pytest.mark.parametrize("argument", ["count", "batch_size"])

@@ -13,6 +13,7 @@ import pytest
 from conftest import run_ddsm
 
 from ddsm_tf.errors import InputError
+from ddsm_tf.training import strategy
 from ddsm_tf.training.run import Run
 from ddsm_tf.training.strategy import Placement, make_placement, restarts_left
 
@@ -113,6 +114,14 @@ def test_a_broken_cluster_is_one_clear_line(text, rule, monkeypatch):
     monkeypatch.setenv("TF_CONFIG", text)
     with pytest.raises(InputError, match=rule):
         make_placement("auto")
+
+
+@pytest.mark.parametrize(("kind", "index", "place"), [("chief", 0, 0), ("worker", 1, 2)])
+def test_a_chief_comes_before_the_workers(kind, index, place, monkeypatch):
+    cluster = {"chief": ["a:1"], "worker": ["b:1", "c:1"]}
+    config = {"cluster": cluster, "task": {"type": kind, "index": index}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(config))
+    assert strategy._cluster() == (3, place)
 
 
 def test_choices(monkeypatch):

@@ -130,6 +130,8 @@ class MetricSuite:
                 distances[str(int(label))] = frechet_distance(
                     Statistics.of(ours), Statistics.of(theirs)
                 )
+        if not distances:
+            raise invalid("images", len(labels), "must be at least 2 of a class, real and sampled")
         return {"value": float(np.mean(list(distances.values()))), "classes": distances}
 
     def _real_features(
