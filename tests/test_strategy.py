@@ -95,6 +95,35 @@ def test_a_worker_killed_and_started_again_goes_on(tmp_path):
     assert 0.1 < last["peak_memory_gib"] < 64
 
 
+# `ddsm` on a host whose CPU stands for two devices, which must be asked for before all else.
+TWO_DEVICES = """
+import sys
+import tensorflow as tf
+
+[cpu] = tf.config.list_physical_devices("CPU")
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+from ddsm_tf.cli import main
+main(sys.argv[1:])
+"""
+
+
+def test_the_devices_of_a_host_train_as_one(tmp_path):
+    classes = ["--set", "num_classes=10"]
+    command = arguments(tmp_path / "two", 8, *classes, "--strategy", "mirrored")
+    two = subprocess.run(
+        [sys.executable, "-c", TWO_DEVICES, *command], capture_output=True, text=True, check=False
+    )
+    assert two.returncode == 0, two.stderr[-3000:]
+    assert "global batch 8 = 1 workers × 2 devices × 4 images" in two.stderr
+    # A single CPU is no reason for a strategy.
+    one = run_ddsm(*arguments(tmp_path / "one", 8, *classes, "--strategy", "mirrored"))
+    assert (one.returncode, one.stderr) == (0, "")
+    for mirrored, single in zip(
+        checkpoint_values(tmp_path / "two", 8), checkpoint_values(tmp_path / "one", 8), strict=True
+    ):
+        np.testing.assert_allclose(mirrored, single, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("text", "rule"),
     [

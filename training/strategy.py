@@ -82,8 +82,11 @@ def make_placement(choice: str = "auto") -> Placement:
     import tensorflow as tf
 
     if choice == "mirrored":
-        strategy = tf.distribute.MirroredStrategy()
-        return Placement(strategy, replicas=strategy.num_replicas_in_sync)
+        devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+        if len(devices) == 1:
+            return Placement()
+        strategy = tf.distribute.MirroredStrategy([device.name for device in devices])
+        return Placement(strategy, replicas=len(devices))
     if workers < 2:
         rule = "needs TF_CONFIG with two workers or more; see docs/distributed.md"
         raise invalid("--strategy", choice, rule)
