@@ -33,6 +33,9 @@ from ddsm_tf.seeds import box_muller, counter_of, philox, split
 Draw = Callable[[tf.Tensor], tf.Tensor]
 """How often noise was drawn before, int32 scalar → standard normal noise, float32 (N, H, W, C)."""
 
+# Latents: an image's activations in the decoder are many times those of the sampler.
+DECODED_TOGETHER = 8
+
 
 class SamplerGraph:
     """Signatures that sample, over one denoising function a width.
@@ -242,7 +245,7 @@ class SamplerGraph:
         )
         x = tf.debugging.check_numerics(x, "the network gave NaN or infinity; export it again")
         if self.decode is not None:
-            x = self.decode(x)
+            x = in_parts(self.decode, x, DECODED_TOGETHER)
             x = tf.debugging.check_numerics(x, "the decoder gave NaN or infinity; export it again")
         # As `ddsm_tf.images.to_uint8`.
         return tf.cast(tf.round((tf.clip_by_value(x, -1.0, 1.0) + 1.0) * 127.5), tf.uint8)
@@ -277,6 +280,21 @@ class SamplerGraph:
             return without + scale * (output - without)
 
         return tf.cond(calls.guidance[k] >= 0, guided, lambda: output)
+
+
+def in_parts(function: Callable[[tf.Tensor], tf.Tensor], rows: tf.Tensor, size: int) -> tf.Tensor:
+    """`function(rows)`, at most `size` rows at a time."""
+    count, shape = tf.shape(rows)[0], rows.shape[1:]
+    size = tf.clip_by_value(count, 1, size)
+    # One part at least, for no rows: `map_fn` needs to know what its function gives.
+    blank = tf.maximum(-count % size, 1 - count)
+    padded = tf.concat([rows, tf.zeros((blank, *shape), rows.dtype)], axis=0)
+    parts = tf.reshape(padded, (-1, size, *shape))
+    outputs = tf.map_fn(
+        lambda part: function(tf.ensure_shape(part, (None, *shape))), parts, parallel_iterations=1
+    )
+    joined = tf.concat([[count + blank], tf.shape(outputs)[2:]], axis=0)
+    return tf.reshape(outputs, joined)[:count]
 
 
 def _images_from(

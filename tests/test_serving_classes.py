@@ -11,7 +11,7 @@ from serving_fixtures import TRANSPORTS, share_within_one, warmup_requests
 from serving_stand_ins import SIZE, StandInAutoencoder, StandInUNet
 
 from ddsm_tf.errors import InputError
-from ddsm_tf.export.sampler_graph import SamplerGraph
+from ddsm_tf.export.sampler_graph import SamplerGraph, in_parts
 from ddsm_tf.export.serving import write_serving
 from ddsm_tf.labels import IN_TURN
 from ddsm_tf.noise import NoiseTable
@@ -242,6 +242,21 @@ def test_broken_latents_give_no_images():
         tf.function(graph.sample)(tf.constant(0, tf.int64), tf.constant(2, tf.int64))
 
 
+@pytest.mark.parametrize(("count", "sizes"), [(1, [1]), (8, [8]), (19, [8, 8, 8]), (0, [1])])
+def test_rows_are_decoded_a_few_at_a_time(count, sizes):
+    rows = np.random.default_rng(0).normal(size=(count, 2, 2, 1)).astype(np.float32)
+    seen = []
+
+    def double(part):
+        tf.py_function(lambda size: seen.append(int(size)), [tf.shape(part)[0]], [])
+        return 2.0 * tf.repeat(part, 3, axis=3)
+
+    spec = tf.TensorSpec((None, 2, 2, 1), tf.float32)
+    found = tf.function(lambda x: in_parts(double, x, 8), input_signature=[spec])(rows)
+    np.testing.assert_array_equal(found, 2.0 * rows.repeat(3, axis=3))
+    assert seen == sizes
+
+
 def test_a_real_decoder_is_part_of_the_saved_model(tmp_path):
     from conftest import randomise
 
@@ -255,9 +270,9 @@ def test_a_real_decoder_is_part_of_the_saved_model(tmp_path):
     unet = StandInUNet(0)
     write_sampler(unet, TABLE, schedule, tmp_path / "sampler", autoencoder)
     expected = sample_images(
-        unet.denoise, schedule, TABLE, SIZE, 3, seed=SEED, clip=None, decode=autoencoder.decode
+        unet.denoise, schedule, TABLE, SIZE, 11, seed=SEED, clip=None, decode=autoencoder.decode
     )
     sample = tf.saved_model.load(str(tmp_path / "sampler")).signatures["sample"]
-    images = sample(seed=tf.constant(SEED, tf.int64), count=tf.constant(3, tf.int64))["images"]
-    assert images.shape == (3, 8, 8, 3) and expected.std() > 5
+    images = sample(seed=tf.constant(SEED, tf.int64), count=tf.constant(11, tf.int64))["images"]
+    assert images.shape == (11, 8, 8, 3) and expected.std() > 5
     assert share_within_one(images.numpy(), expected) >= 0.999
