@@ -195,6 +195,9 @@ def main() -> None:
     parser.add_argument("--widths", type=float, nargs="+", help="widest and narrowest if left out")
     options = parser.parse_args()
     run = Run.open(options.run)
+    config = run.config
+    if config.num_classes or config.autoencoder or config.prediction != "epsilon":
+        parser.error("RUN must predict ε of images without classes, which is what is measured")
     unet = run.load_unet()
     images, _ = run.load_split()
     measure = Measurement(run, options.samples, seed=run.config.seed + 1)
