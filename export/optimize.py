@@ -17,7 +17,7 @@ from ddsm_tf.errors import invalid, missing_extra
 from ddsm_tf.export import check_optimization
 from ddsm_tf.export.tflite import convert, convert_rounded
 from ddsm_tf.models.layers import SlimmableConv2D, SlimmableDense
-from ddsm_tf.models.objective import WEIGHTINGS
+from ddsm_tf.models.objective import check_weighting
 from ddsm_tf.models.unet import SlimmableUNet
 from ddsm_tf.noise import NoiseTable
 from ddsm_tf.schedule import width_name
@@ -88,9 +88,7 @@ class Optimization:
             raise invalid("learning_rate", self.learning_rate, "must lie in [0, 1)")
         if not 0.0 < self.sparsity < 1.0:
             raise invalid("sparsity", self.sparsity, "must lie in (0, 1)")
-        if self.weighting not in WEIGHTINGS:
-            rule = f"must be one of {', '.join(WEIGHTINGS)}"
-            raise invalid("weighting", self.weighting, rule)
+        check_weighting(self.weighting)
         if not 0.0 <= self.label_dropout <= 1.0:
             raise invalid("label_dropout", self.label_dropout, "must lie in [0, 1]")
 

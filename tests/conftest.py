@@ -81,6 +81,11 @@ def run_command(module, *arguments, cwd=None, env=None, timeout=240):
     )
 
 
+def set_options(settings):
+    """`--set` before each setting, as a command takes them."""
+    return [part for setting in settings for part in ("--set", setting)]
+
+
 def run_ddsm(*arguments):
     """`ddsm arguments` in this process, for another takes seconds to start TensorFlow.
 
@@ -113,7 +118,9 @@ EAGER = """
 import sys
 from conftest import eagerly
 from ddsm_tf.cli import main
+from ddsm_tf.console import without_stderr
 
+without_stderr(lambda: __import__("tensorflow"))
 with eagerly():
     main(sys.argv[1:])
 """
@@ -207,7 +214,7 @@ def tiny_run(tmp_path_factory):
     """
 
     def make(out):
-        settings = [argument for text in TINY_SETTINGS for argument in ("--set", text)]
+        settings = set_options(TINY_SETTINGS)
         trained = run_ddsm("train", "digits", "--out", out, "--steps", 10, *settings)
         assert trained.returncode == 0, trained.stderr
         evaluated = run_ddsm("evaluate", out, "-n", 2)

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import eagerly
+from conftest import eagerly, set_options
 
 from ddsm_tf.cost import cost_fraction
 from ddsm_tf.metrics import train_classifier
@@ -115,9 +115,9 @@ def test_search_command_with_free_guidance(tmp_path, run_here):
     run = tmp_path / "run"
     settings = ["num_classes=10", "base_channels=8", "channel_multipliers=1", "widths=1,0.5"]
     settings += ["batch_size=16", "sample_every=0", "sampling_steps=4", "held_out_images=16"]
-    options = [part for text in settings for part in ("--set", text)]
+    train = ["train", "digits", "--out", run, "--steps", 3, *set_options(settings)]
     with eagerly():
-        assert run_here("train", "digits", "--out", run, "--steps", 3, *options).returncode == 0
+        assert run_here(*train).returncode == 0
     from ddsm_tf.training.run import Run
 
     train_classifier(Run.open(run).load_data().images, steps=5).save(run / "classifier.keras")

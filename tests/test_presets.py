@@ -5,7 +5,7 @@ import functools
 
 import numpy as np
 import pytest
-from conftest import eagerly
+from conftest import eagerly, set_options
 
 from ddsm_tf.edge import cli as edge_cli
 from ddsm_tf.metrics import train_classifier
@@ -48,9 +48,6 @@ def test_preset_runs_from_training_to_the_device(preset, tmp_path, run_here):
         done = run_here(*arguments)
         assert done.returncode == 0, done.stderr
 
-    def options(*settings):
-        return [text for setting in settings for text in ("--set", setting)]
-
     config = get_preset(preset)
     data, settings = f"npz:{tmp_path / 'data.npz'}", [*REDUCED, f"image_size={SIZE}"]
     size = 2 * SIZE if config.autoencoder else SIZE
@@ -63,11 +60,11 @@ def test_preset_runs_from_training_to_the_device(preset, tmp_path, run_here):
         out = tmp_path / "autoencoder"
         command = ["autoencoder", preset, "--out", out, "--data", data, "--steps", 2]
         with eagerly():
-            ddsm(*command, *options(*small))
+            ddsm(*command, *set_options(small))
         settings.append(f"autoencoder={out}")
     run = tmp_path / "run"
     with eagerly():
-        ddsm("train", preset, "--out", run, "--data", data, "--steps", 3, *options(*settings))
+        ddsm("train", preset, "--out", run, "--data", data, "--steps", 3, *set_options(settings))
     judge(images.shape[-1], size).save(run / "classifier.keras")
     ddsm("search", run, "--trials", 3, "--images", 4, "--segments", 1, "--confirm-images", 4)
     with eagerly():

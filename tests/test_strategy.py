@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import run_ddsm
+from conftest import run_ddsm, set_options
 
 from ddsm_tf.errors import InputError
 from ddsm_tf.training import strategy
@@ -33,7 +33,7 @@ def free_ports(count):
 
 
 def arguments(out, steps, *options):
-    settings = [part for text in SETTINGS for part in ("--set", text)]
+    settings = set_options(SETTINGS)
     return ["train", "digits", "--out", str(out), "--steps", str(steps), *settings, *options]
 
 

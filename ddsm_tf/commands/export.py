@@ -95,9 +95,13 @@ def export(
         path = write_serving(unet, opened.noise_table, chosen, given.pop("serving"), **given)
         click.echo(path)
         return
+    from ddsm_tf.export import check_optimization
     from ddsm_tf.export import export as export_unet
     from ddsm_tf.training.optimize import fine_tuning
 
+    if optimize is not None:
+        # Before the images to fine-tune on are read and encoded, which may take minutes.
+        check_optimization(kind, optimize, quantize, batch)
     with fine_tuning(opened, optimize, **tuning) as optimization:
         path = export_unet(
             kind,

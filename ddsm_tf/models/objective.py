@@ -47,6 +47,12 @@ def target_factors(table: NoiseTable) -> tuple[np.ndarray, np.ndarray]:
     return sigma / (data * total), -data / total
 
 
+def check_weighting(weighting: str) -> None:
+    """Raise `InputError` unless it is one of `WEIGHTINGS`."""
+    if weighting not in WEIGHTINGS:
+        raise invalid("weighting", weighting, f"must be one of {', '.join(WEIGHTINGS)}")
+
+
 def loss_weights(table: NoiseTable, weighting: str) -> np.ndarray:
     """The factor of the squared error of the network's output, float64 (T,).
 
@@ -58,8 +64,7 @@ def loss_weights(table: NoiseTable, weighting: str) -> np.ndarray:
     Raises:
         InputError: another weighting.
     """
-    if weighting not in WEIGHTINGS:
-        raise invalid("weighting", weighting, f"must be one of {', '.join(WEIGHTINGS)}")
+    check_weighting(weighting)
     if weighting == "uniform":
         return np.ones(table.train_timesteps)
     snr = 1.0 / table.sigmas**2
