@@ -229,6 +229,9 @@ class DiffusionModel(AveragedWeights, keras.Model):
         _unshare(self.trainable_variables)
         if self.train_function is not None and not force:
             return
+        if not self.optimizer.built:
+            # A step that made variables would be traced twice.
+            self.optimizer.build(self.trainable_variables)
         steps = {}
         for choice in self._sandwiches():
             # A function of its own each: JAX would share one trace between equal functions.

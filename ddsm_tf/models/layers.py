@@ -55,22 +55,32 @@ def active_groups(groups: int, width: float) -> int:
     return min(groups, max(1, round(groups * width)))
 
 
-def slice_parts(weight: Any, parts: tuple[ChannelAxis, ...], width: float, axis: int) -> Any:
-    """The active channels of each part of a concatenated axis.
+# The slimmed dimensions of a weight: dimension → its parts, of which all but one have a single one.
+Axes = dict[int, tuple[ChannelAxis, ...]]
+
+
+def slice_axes(weight: Any, axes: Axes, width: float) -> Any:
+    """The channels of a weight that `width` uses, on all of its slimmed dimensions at once.
 
     A kernel whose input is `[h, skip]` holds the channels of `h` first, then those of `skip`. Each
     part is sliced by itself, so that a channel meets its own weights at every width.
     """
-    if all(part.active(width) == part.channels for part in parts):
+    start, shape, joined = [0] * len(weight.shape), list(weight.shape), None
+    for axis, parts in axes.items():
+        shape[axis] = sum(part.active(width) for part in parts)
+        if len(parts) > 1:
+            joined = axis
+    if shape == list(weight.shape):
         return weight
-    pieces, offset = [], 0
-    for part in parts:
+    if joined is None:
         # Not by index: TensorFlow's gradient of that is several times slower.
-        start, shape = [0] * len(weight.shape), list(weight.shape)
-        start[axis], shape[axis] = offset, part.active(width)
-        pieces.append(ops.slice(weight, start, shape))
-        offset += part.channels
-    return pieces[0] if len(pieces) == 1 else ops.concatenate(pieces, axis=axis)
+        return ops.slice(weight, start, shape)
+    pieces = []
+    for part in axes[joined]:
+        shape[joined] = part.active(width)
+        pieces.append(ops.slice(weight, list(start), list(shape)))
+        start[joined] += part.channels
+    return ops.concatenate(pieces, axis=joined)
 
 
 def over_pixels(per_channel: Any) -> Any:
@@ -81,12 +91,11 @@ def over_pixels(per_channel: Any) -> Any:
 class SlimmableLayer(keras.layers.Layer):
     """A layer whose weights at a narrow width are slices of the wide ones.
 
-    Subclasses list `(weight, axes)` in `weight_axes`, where `axes` gives the parts of each
-    dimension that is slimmed. All else follows from it.
+    Subclasses list `(weight, axes)` in `weight_axes`. All else follows from it.
     """
 
-    def weight_axes(self) -> list[tuple[Any, dict[int, tuple[ChannelAxis, ...]]]]:
-        """Each weight with its slimmed dimensions: dimension → parts."""
+    def weight_axes(self) -> list[tuple[Any, Axes]]:
+        """Each weight with its slimmed dimensions."""
         raise NotImplementedError
 
     def weights_at(self, width: float) -> list[Any]:
@@ -94,19 +103,14 @@ class SlimmableLayer(keras.layers.Layer):
         slices = []
         for weight, axes in self.weight_axes():
             value = ops.convert_to_tensor(weight, dtype=self.compute_dtype)
-            for axis, parts in axes.items():
-                value = slice_parts(value, parts, width, axis)
-            slices.append(value)
+            slices.append(slice_axes(value, axes, width))
         cost.report(parameters=sum(math.prod(piece.shape) for piece in slices))
         return slices
 
     def assign_slices(self, wide: SlimmableLayer, width: float) -> None:
         """Copy the slices that `wide` uses at `width` into this narrower layer."""
         for (target, _), (weight, axes) in zip(self.weight_axes(), wide.weight_axes(), strict=True):
-            value = ops.convert_to_tensor(weight)
-            for axis, parts in axes.items():
-                value = slice_parts(value, parts, width, axis)
-            target.assign(value)
+            target.assign(slice_axes(ops.convert_to_tensor(weight), axes, width))
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)

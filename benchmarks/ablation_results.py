@@ -1,0 +1,65 @@
+"""The section of RESULTS.md about ablations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from tables import table
+
+from ddsm_tf.training.presets import get_preset
+
+DEFAULT = "default"
+
+
+def section(content: Mapping[str, Any]) -> Iterator[str]:
+    """Every variant beside the default: error and distance of each width."""
+    settings, results = content["settings"], _by_variant(content)
+    widths = [str(float(width)) for width in settings["widths"]]
+    seeds = sorted(results[DEFAULT])
+    preset = get_preset(settings["preset"])
+    yield f"## Ablations: `{preset.preset}`"
+    yield ""
+    yield (
+        f"{preset.image_size}×{preset.image_size} images, base {settings['base_channels']}; every "
+        f"variant is trained for as many MACs as {settings['steps']} steps of the default, from "
+        f"seeds {', '.join(map(str, seeds))}. Error: of the predicted noise on "
+        f"{settings['held_out_images']} held-out images, over the default's of the same seed and "
+        "width (below 1 is better). Distance: Fréchet, on features of a classifier of these "
+        f"images, {settings['sampled_images']} samples of {settings['sampling_steps']} steps, all "
+        "at one width. Mean over seeds ± half of their range."
+    )
+    for key, digits in (("error", 3), ("distance", 1)):
+        yield ""
+        head = ["error / default's" if key == "error" else "distance", "steps"]
+        head += [f"width {float(width):g}" for width in widths]
+        rows = [
+            [name, str(found[seeds[0]]["steps"]), *_cells(found, results[DEFAULT], key, digits)]
+            for name, found in results.items()
+        ]
+        yield from table(head, rows)
+    yield ""
+    for name, about in settings["about"].items():
+        yield f"- `{name}`: {about}"
+
+
+def _by_variant(content: Mapping[str, Any]) -> dict[str, dict[int, Any]]:
+    """Variant → seed → what was measured; variants that lack a seed of the default's stay out."""
+    found: dict[str, dict[int, Any]] = {}
+    for key, result in content.items():
+        name, is_training, seed = key.partition(", seed ")
+        if is_training:
+            found.setdefault(name, {})[int(seed)] = result
+    return {name: seeds for name, seeds in found.items() if set(seeds) == set(found[DEFAULT])}
+
+
+def _cells(
+    found: Mapping[int, Any], default: Mapping[int, Any], key: str, digits: int
+) -> Iterator[str]:
+    for width in found[min(found)][key]:
+        values = np.array([found[seed][key][width] for seed in found])
+        if key == "error":
+            values = values / [default[seed][key][width] for seed in found]
+        half_range = (values.max() - values.min()) / 2
+        yield f"{values.mean():.{digits}f} ± {half_range:.{digits}f}"

@@ -1,0 +1,161 @@
+"""How long commands take to start, how soon the first image is there, memory and disk.
+
+    python benchmarks/footprint.py -o results
+
+Every number is of whole processes that take turns: seconds until they end, and their peak memory.
+Images come from the paper's CIFAR-10 network (base 128, 32×32) with random weights. Disk is what
+the installed files of each extra's dependencies take, as `pip` recorded them. Writes
+`DIR/footprint.json`; an interrupted run goes on. The machine should do nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from measuring import Stages, spread
+from networks import random_weights
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from tqdm import tqdm
+
+from ddsm_tf.console import without_stderr
+from ddsm_tf.training.presets import get_preset
+from ddsm_tf.training.run import Run
+
+LIBRARIES = ("tensorflow", "keras", "ai-edge-litert", "numpy")
+PACKAGE = "ddsm_tf"
+EXTRAS = ("", "edge", "serving", "export", "train", "all")
+STEPS = 10
+
+
+def main() -> None:
+    """Run the measurements that the file lacks."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("-o", "--out", type=Path, required=True)
+    parser.add_argument("--preset", default="cifar10", help="its architecture (cifar10)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--work", type=Path, default=Path("runs/speed"), help="keeps exports")
+    options = parser.parse_args()
+    stages = Stages(options.out / "footprint.json", LIBRARIES)
+    stages.measure("disk_mb", lambda: {extra or "none": megabytes(extra) for extra in EXTRAS})
+    stages.measure("start", lambda: processes(start_commands(), options.rounds))
+    commands = image_commands(options.work / f"{options.preset}-footprint", options.preset)
+    stages.measure("first_image", lambda: processes(commands, options.rounds))
+
+
+def start_commands() -> dict[str, list[str]]:
+    """Name → command line of what starts and stops."""
+    python, scripts = sys.executable, Path(sys.executable).parent
+    return {
+        "python": [python, "-c", "pass"],
+        "import numpy": [python, "-c", "import numpy"],
+        "import tensorflow": [python, "-c", "import tensorflow"],
+        "import ddsm_tf": [python, "-c", "import ddsm_tf"],
+        "import ddsm_tf.edge": [python, "-c", "import ddsm_tf.edge"],
+        "from ddsm_tf.models import SlimmableUNet": [
+            python,
+            "-c",
+            "from ddsm_tf.models import SlimmableUNet",
+        ],
+        "ddsm --help": [str(scripts / "ddsm"), "--help"],
+        "ddsm presets": [str(scripts / "ddsm"), "presets"],
+        "ddsm-edge --help": [str(scripts / "ddsm-edge"), "--help"],
+    }
+
+
+def image_commands(folder: Path, preset: str) -> dict[str, list[str]]:
+    """Name → command line that samples one image from a run or a bundle of random weights."""
+    from ddsm_tf.export import export
+
+    run = Run(folder / "run", get_preset(preset))
+    bundle, image = folder / "bundle", str(folder / "image.png")
+    if not run.weights_path.exists():
+        run.path.mkdir(parents=True, exist_ok=True)
+        run.config.save(run.path / "config.json")
+        model = run.new_model(random_weights(run.new_unet()))
+        run.save_weights(model)
+    full = run.schedule("full", steps=STEPS)
+    if not bundle.exists():
+        unet, table = run.load_unet(), run.noise_table
+        without_stderr(lambda: export("bundle", unet, table, full, bundle, batch=1))
+    scripts = Path(sys.executable).parent
+    steps = ["--schedule", "full", "--steps", str(STEPS)]
+    edge = [str(scripts / "ddsm-edge"), "sample", str(bundle), "-n", "1", "-o", image]
+    return {
+        f"ddsm sample, {STEPS} steps": [
+            *(str(scripts / "ddsm"), "sample", str(run.path), "-n", "1", *steps, "-o", image)
+        ],
+        f"ddsm-edge sample, {STEPS} steps": edge,
+        "ddsm-edge info": [str(scripts / "ddsm-edge"), "info", str(bundle)],
+    }
+
+
+def processes(commands: Mapping[str, Sequence[str]], rounds: int) -> dict[str, Any]:
+    """Seconds and peak memory (MB) of commands that take turns, after one turn that fills caches.
+
+    Raises:
+        subprocess.CalledProcessError: a command fails.
+    """
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
+    for _ in tqdm(range(rounds + 1), "processes", disable=None):
+        for name, command in commands.items():
+            found[name].append(measure(command))
+    result = {}
+    for name, runs in found.items():
+        seconds, megabytes = np.transpose(runs[1:])
+        result[name] = {"seconds": spread(seconds), "peak_mb": spread(megabytes)}
+    return result
+
+
+def measure(command: Sequence[str]) -> tuple[float, float]:
+    """Seconds until a command ends, and its peak memory in MB."""
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    elapsed = time.perf_counter() - started
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    # Linux counts in KiB.
+    return elapsed, usage.ru_maxrss * 1024 / 1e6
+
+
+def megabytes(extra: str) -> float:
+    """MB that the package with an extra and all it depends on take in site-packages."""
+    names: set[str] = set()
+    _collect(PACKAGE, extra, names)
+    return sum(map(_size, names)) / 1e6
+
+
+def _collect(name: str, extra: str, names: set[str]) -> None:
+    """Add a distribution and what it requires."""
+    names.add(canonicalize_name(name))
+    for line in importlib.metadata.distribution(name).requires or ():
+        requirement = Requirement(line)
+        if requirement.marker and not requirement.marker.evaluate({"extra": extra}):
+            continue
+        known = canonicalize_name(requirement.name) in names
+        for wanted in requirement.extras or {""}:
+            if not known or wanted:
+                _collect(requirement.name, wanted, names)
+
+
+def _size(name: str) -> int:
+    files = importlib.metadata.distribution(name).files or ()
+    paths = (Path(file.locate()) for file in files)
+    return sum(path.stat().st_size for path in paths if path.is_file())
+
+
+if __name__ == "__main__":
+    main()
