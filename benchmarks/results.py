@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import ablation_results
+import schedule_results
 import speed_results
 from tables import measured, table
 
@@ -70,6 +71,7 @@ def _seconds(found: Mapping[str, float]) -> str:
 
 Section = Callable[[Mapping[str, Any]], Iterator[str]]
 SECTIONS: Sequence[tuple[str, Section]] = (
+    ("schedules_*.json", schedule_results.section),
     ("ablations_*.json", ablation_results.section),
     ("inference_speed.json", speed_results.inference),
     ("trajectory_speed.json", speed_results.trajectories),

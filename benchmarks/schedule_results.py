@@ -1,0 +1,75 @@
+"""The section of RESULTS.md about what schedules save on a trained model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from tables import table
+
+from ddsm_tf.schedule import StepSchedule
+
+SEARCHED, FULL = "searched", "full"
+
+
+def section(content: Mapping[str, Any]) -> Iterator[str]:
+    """A table for each sampler, with its plot and its images."""
+    run = content["run"]
+    samplers = [name for name in content if name not in ("run", "provenance")]
+    yield f"## What schedules save: `{run['preset']}`"
+    yield ""
+    yield (
+        f"{run['image_size']}×{run['image_size']} images, base {run['base_channels']}, trained for "
+        f"{run['training_steps']} steps of {run['batch_size']} images with {run['middle_widths']} "
+        "middle widths in each. Distance: Fréchet, on features of a classifier of these images, "
+        "from noise that no search has seen; mean ± standard deviation over seeds. Beside full: "
+        "the mean difference from the same seeds ± its standard error. Random and two-stage "
+        "schedules are those nearest in cost to the searched one."
+    )
+    yield ""
+    rows = [_summary(name, content[name]) for name in samplers]
+    yield from table(["searched", "MACs saved", "distance", "full width", "beside full"], rows)
+    for name in samplers:
+        found = content[name]
+        yield ""
+        yield f"### {name}"
+        yield ""
+        yield (
+            f"{found['trials']} trials of {found['images']} images, "
+            f"{found['search_calls']:,.0f} network calls at full width; measured with "
+            f"{found['fresh_images']} images a seed. Real images have {found['floor']:.2f}. "
+            f"Chosen: {StepSchedule.from_dict(found['chosen']).describe()}."
+        )
+        yield ""
+        head = ["schedule", "MACs", "distance", "beside full"]
+        yield from table(head, [_row(row, _full(found)) for row in found["rows"]])
+        yield ""
+        picture = f"results/schedules_{run['preset']}_{name}"
+        yield f"![Pareto front, {name}]({picture}_pareto.png)"
+        yield f"![Full width above, searched below]({picture}_samples.png)"
+
+
+def _summary(name: str, found: Mapping[str, Any]) -> list[str]:
+    searched = next(row for row in found["rows"] if row["name"] == SEARCHED)
+    full = _full(found)
+    saved = f"{1.0 - searched['macs_fraction']:.0%}"
+    return [name, saved, _distance(searched), _distance(full), _difference(searched, full)]
+
+
+def _full(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    return next(row for row in found["rows"] if row["name"] == FULL)
+
+
+def _row(row: Mapping[str, Any], full: Mapping[str, Any]) -> list[str]:
+    return [row["name"], f"{row['macs_fraction']:.1%}", _distance(row), _difference(row, full)]
+
+
+def _distance(row: Mapping[str, Any]) -> str:
+    distances = np.array(row["distances"])
+    return f"{distances.mean():.2f} ± {distances.std(ddof=1):.2f}"
+
+
+def _difference(row: Mapping[str, Any], full: Mapping[str, Any]) -> str:
+    apart = np.subtract(row["distances"], full["distances"])
+    return f"{apart.mean():+.2f} ± {apart.std(ddof=1) / np.sqrt(len(apart)):.2f}"

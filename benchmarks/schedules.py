@@ -1,0 +1,218 @@
+"""What step schedules save on a trained model: searched ones beside full width and the baselines.
+
+    ddsm train fashion_mnist --out run --data npz:fashion_mnist.npz:x_train
+    python benchmarks/schedules.py run -o results
+
+For each sampler a search is run as `ddsm search` runs it. What it chose is then measured from noise
+that neither the search nor its confirmation has seen, beside every uniform width, and beside random
+schedules and two-stage ones that cost as much. Each schedule starts from the same noise, so it is
+compared with full width seed by seed. Writes `DIR/schedules_PRESET.json`, a Pareto plot and a grid
+of images for each sampler; an interrupted run goes on where it stopped, the search at its trial.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from measuring import Stages
+
+from ddsm_tf.cost import cost_fraction
+from ddsm_tf.files import read_json
+from ddsm_tf.images import image_grid, save_png
+from ddsm_tf.latency import limit_tensorflow
+from ddsm_tf.schedule import StepSchedule
+from ddsm_tf.search import ScheduleSpace
+from ddsm_tf.search.baselines import ramp_schedules
+from ddsm_tf.search.generations import random_genome
+from ddsm_tf.search.search import Confirmer
+from ddsm_tf.search.space import Genome
+from ddsm_tf.training.progress import progress_bar
+from ddsm_tf.training.run import Run
+from ddsm_tf.training.search import search_run
+from ddsm_tf.training.search_problem import SearchOptions, SearchProblem
+
+LIBRARIES = ("tensorflow", "keras", "keras-tuner", "pymoo", "numpy")
+# What a search needs of a run.
+KEPT = ("config.json", "weights.keras", "classifier.keras", "importance.json")
+# Seeds that neither the search (0) nor its confirmation (1 to 4) takes.
+FRESH_SEED = 1000
+DRAWN = 2000
+BASELINES = 3
+GRID_IMAGES = 16
+
+
+class Plan(NamedTuple):
+    """A sampler, its steps, and how much a search may sample.
+
+    Attributes:
+        sampler, steps: of every schedule.
+        trials, images: of the search, and images a trial.
+    """
+
+    sampler: str
+    steps: int
+    trials: int
+    images: int
+
+    @property
+    def name(self) -> str:
+        """Such as `ddim-50`."""
+        return f"{self.sampler}-{self.steps}"
+
+
+PLANS = (
+    Plan("ddim", 10, 48, 1024),
+    Plan("ddim", 20, 48, 1024),
+    Plan("ddim", 50, 48, 1024),
+    Plan("ddim", 100, 32, 1024),
+    Plan("ddpm", 1000, 16, 256),
+)
+
+
+def main() -> None:
+    """Search and measure what the file lacks."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", help="run folder")
+    parser.add_argument("-o", "--out", type=Path, required=True)
+    names = [plan.name for plan in PLANS]
+    parser.add_argument("--samplers", nargs="+", choices=names, default=names)
+    parser.add_argument("--trials", type=int, help="of each search; the plan's if left out")
+    parser.add_argument("--images", type=int, help="a trial; the plan's if left out")
+    parser.add_argument("--seeds", type=int, default=4, help="that every schedule is measured from")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    limit_tensorflow(options.threads)
+    run = Run.open(options.run)
+    name = f"schedules_{run.config.preset}"
+    stages = Stages(options.out / f"{name}.json", LIBRARIES)
+    stages.measure("run", lambda: about(run))
+    for plan in PLANS:
+        if plan.name in options.samplers:
+            plan = plan._replace(
+                trials=options.trials or plan.trials, images=options.images or plan.images
+            )
+            pictures = options.out / f"{name}_{plan.name}"
+            stages.measure(
+                plan.name, lambda p=plan, to=pictures: measure(run, p, options.seeds, to)
+            )
+
+
+def about(run: Run) -> dict[str, Any]:
+    """What was trained, and for how long."""
+    config = run.config
+    steps = run.checkpoints.steps()
+    return {
+        "preset": config.preset,
+        "image_size": config.image_size,
+        "base_channels": config.base_channels,
+        "middle_widths": config.middle_widths,
+        "batch_size": config.batch_size,
+        "training_steps": steps[-1] if steps else None,
+    }
+
+
+def measure(run: Run, plan: Plan, seeds: int, pictures: Path) -> dict[str, Any]:
+    """Search with a sampler, then measure the choice and its baselines from fresh noise."""
+    searched = copy_of(run, plan)
+    options = SearchOptions(
+        sampler=plan.sampler, steps=plan.steps, trials=plan.trials, images=plan.images
+    )
+    print(search_run(searched, options, resume=True))
+    problem = SearchProblem(searched, options)
+    chosen = StepSchedule.load(searched.schedule_path)
+    schedules = dict(compared(problem, chosen))
+    fresh = range(FRESH_SEED, FRESH_SEED + seeds)
+    with progress_bar(len(schedules) * seeds, f"{plan.name}: fresh noise") as bar:
+        confirm = Confirmer(
+            problem.evaluate,
+            fresh,
+            2 * plan.images,
+            searched.search_path / "fresh.json",
+            on_measured=bar.update,
+        )
+        rows = [row(name, schedule, confirm, problem.macs) for name, schedule in schedules.items()]
+    draw(problem, chosen, pictures)
+    result = read_json(searched.search_path / "result.json", argument="search result")
+    return {
+        "trials": plan.trials,
+        "images": plan.images,
+        "fresh_images": 2 * plan.images,
+        "distance_name": result["distance_name"],
+        "floor": result["floor"],
+        "search_calls": sum(spent["full_calls"] for spent in result["calls"].values()),
+        "chosen": chosen.to_dict(),
+        "rows": rows,
+    }
+
+
+def copy_of(run: Run, plan: Plan) -> Run:
+    """A run folder with the same weights, for the search of one sampler."""
+    folder = run.path / "schedules" / plan.name
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in KEPT:
+        if (run.path / name).exists() and not (folder / name).exists():
+            shutil.copy(run.path / name, folder / name)
+    return Run.open(folder)
+
+
+def row(
+    name: str, schedule: StepSchedule, confirm: Confirmer, macs: Mapping[float, float]
+) -> dict[str, Any]:
+    """A schedule's share of full width's MACs, and its distance from each seed."""
+    return {
+        "name": name,
+        "macs_fraction": cost_fraction(schedule, macs),
+        "distances": list(confirm(schedule).distances),
+    }
+
+
+def compared(problem: SearchProblem, chosen: StepSchedule) -> Iterator[tuple[str, StepSchedule]]:
+    """Name → schedule: every uniform width, the choice, and baselines that cost as much."""
+    for width in problem.model.unet.widths:
+        name = "full" if width == max(problem.model.unet.widths) else f"uniform:{width:g}"
+        yield name, problem.base.at_width(width)
+    yield "searched", chosen
+    space = problem.space("nsga2")
+    random = np.random.default_rng(FRESH_SEED)
+    drawn = [random_genome(space, random) for _ in range(DRAWN)]
+    for number, genome in enumerate(nearest(space, drawn, chosen, problem.macs)):
+        yield f"random {number + 1}", space.schedule(genome)
+    two_stage = ramp_schedules(space).genomes
+    rising = [genome for genome in two_stage if genome[0] > genome[-1]]
+    falling = [genome for genome in two_stage if genome[0] < genome[-1]]
+    for kind in (rising, falling):
+        for genome in nearest(space, kind, chosen, problem.macs):
+            first, last = space.choices[genome[0]], space.choices[genome[-1]]
+            yield f"two-stage {first:g} → {last:g}", space.schedule(genome)
+
+
+def nearest(
+    space: ScheduleSpace,
+    genomes: Sequence[Genome],
+    chosen: StepSchedule,
+    macs: Mapping[float, float],
+) -> Iterable[Genome]:
+    """The genomes whose cost is nearest to the choice's."""
+    costs = space.relative_costs(np.array(genomes), dict(macs))
+    order = np.argsort(np.abs(costs - cost_fraction(chosen, macs)), kind="stable")
+    return [genomes[place] for place in order[:BASELINES]]
+
+
+def draw(problem: SearchProblem, chosen: StepSchedule, pictures: Path) -> None:
+    """The search's Pareto plot, and images at full width (above) and by the choice (below)."""
+    shutil.copy(problem.run.search_path / "pareto.png", f"{pictures}_pareto.png")
+    full = problem.base.at_width(max(problem.model.unet.widths))
+    images = [
+        problem.model.sample(schedule, GRID_IMAGES, seed=FRESH_SEED) for schedule in (full, chosen)
+    ]
+    grid = image_grid(np.concatenate(images), columns=GRID_IMAGES)
+    save_png(grid, f"{pictures}_samples.png", scale=2)
+
+
+if __name__ == "__main__":
+    main()
