@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 from measuring import Stages
 
@@ -86,7 +87,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=4, help="that every schedule is measured from")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    limit_tensorflow(options.threads)
+    if keras.backend.backend() == "tensorflow":
+        limit_tensorflow(options.threads)
     run = Run.open(options.run)
     name = f"schedules_{run.config.preset}"
     stages = Stages(options.out / f"{name}.json", LIBRARIES)

@@ -122,7 +122,9 @@ def train(run: Run, placement: Placement | None = None) -> DiffusionModel:
     placement.check_batch(config.batch_size)
     with placement.scope():
         model = run.new_model()
-        model.compile(make_optimizer(config), jit_compile=config.jit_compile)
+        # JAX has no graphs of its own: what XLA does not compile runs operation by operation.
+        jit_compile = config.jit_compile or keras.backend.backend() == "jax"
+        model.compile(make_optimizer(config), jit_compile=jit_compile)
         model.optimizer.build(model.trainable_variables)
     checkpoints = run.checkpoints
     first_step = checkpoints.restore_latest(state_variables(model))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -97,6 +98,8 @@ class DiffusionModel(AveragedWeights, keras.Model):
             raise invalid("distillation", distillation, "must lie in [0, 1]")
         if not 0.0 <= label_dropout <= 1.0:
             raise invalid("label_dropout", label_dropout, "must lie in [0, 1]")
+        # Keras would round the images to half precision.
+        self.autocast = False
         self.unet = unet
         self.noise_table = noise_table
         self.middle_widths = middle_widths
@@ -130,6 +133,18 @@ class DiffusionModel(AveragedWeights, keras.Model):
         super().compile(optimizer=optimizer, **kwargs)
 
     def call(self, inputs: Any, training: bool = False) -> dict[str, Any]:
+        network_inputs, target, weight = self._draw_inputs(inputs, training)
+        widths = self._training_widths if training else self.unet.widths
+        losses, teacher = {}, None
+        for width in widths:
+            loss, output = self._loss_at(width, network_inputs, target, weight, teacher, training)
+            losses[loss_name(width)] = loss
+            teacher = output if teacher is None else teacher
+        self.add_loss(sum(ops.mean(loss) for loss in losses.values()))
+        return losses
+
+    def _draw_inputs(self, inputs: Any, training: bool) -> tuple[tuple, Any, Any]:
+        """What every width of a step gets: the network's inputs, its target and the weight."""
         images, labels = self._check_inputs(inputs)
         count = ops.shape(images)[0]
         t, noise = self._draw(count)
@@ -139,26 +154,21 @@ class DiffusionModel(AveragedWeights, keras.Model):
         x_t = at_t.signal * images + at_t.noise * noise
         target = at_t.target_image * images + at_t.target_noise * noise
         network_inputs = (at_t.input_scale * x_t, t, *(() if labels is None else (labels,)))
-        widths = self._training_widths if training else self.unet.widths
-        losses = self._loss_per_width(network_inputs, target, at_t.weight, widths, training)
-        self.add_loss(sum(ops.mean(loss) for loss in losses.values()))
-        return losses
+        return network_inputs, target, at_t.weight
 
-    def _loss_per_width(
-        self, inputs: tuple, target: Any, weight: Any, widths: Sequence[float], training: bool
-    ) -> dict[str, Any]:
-        """Squared error of each width (DDPM, equation 14); the narrower may imitate the widest."""
-        losses, teacher = {}, None
-        for width in widths:
-            output = ops.cast(self.unet(*inputs, width=width, training=training), "float32")
-            loss = ops.mean(ops.square(output - target), axis=(1, 2, 3))
-            if teacher is None:
-                teacher = ops.stop_gradient(output)
-            elif training and self.distillation:
-                imitation = ops.mean(ops.square(output - teacher), axis=(1, 2, 3))
-                loss = (1.0 - self.distillation) * loss + self.distillation * imitation
-            losses[loss_name(width)] = loss * ops.reshape(weight, (-1,))
-        return losses
+    def _loss_at(
+        self, width: float, inputs: tuple, target: Any, weight: Any, teacher: Any, training: bool
+    ) -> tuple[Any, Any]:
+        """A width's squared error, float32 (N,) (DDPM, equation 14), and its output.
+
+        In training a share of the target may be `teacher`, the widest width's output.
+        """
+        output = ops.cast(self.unet(*inputs, width=width, training=training), "float32")
+        loss = ops.mean(ops.square(output - target), axis=(1, 2, 3))
+        if teacher is not None and training and self.distillation:
+            imitation = ops.mean(ops.square(output - teacher), axis=(1, 2, 3))
+            loss = (1.0 - self.distillation) * loss + self.distillation * imitation
+        return loss * ops.reshape(weight, (-1,)), ops.stop_gradient(output)
 
     def _draw(self, batch: Any) -> tuple[Any, Any]:
         """This replica's rows of the global batch's timesteps, int32 (N,), and noise."""
@@ -232,13 +242,7 @@ class DiffusionModel(AveragedWeights, keras.Model):
         if not self.optimizer.built:
             # A step that made variables would be traced twice.
             self.optimizer.build(self.trainable_variables)
-        steps = {}
-        for choice in self._sandwiches():
-            # A function of its own each: JAX would share one trace between equal functions.
-            self.train_step = self._step_at(choice)
-            super().make_train_function(force=True)
-            steps[choice] = self.train_function
-        del self.train_step
+        steps = self._compiled_steps()
         step = steps_done(self.optimizer)
 
         def train_function(*arguments: Any) -> Any:
@@ -249,6 +253,24 @@ class DiffusionModel(AveragedWeights, keras.Model):
             return logs
 
         self.train_function = train_function
+
+    def _compiled_steps(self) -> dict[tuple[float, ...], Callable]:
+        """Choice of widths → what runs a step of it, of Keras's arguments."""
+        steps = {}
+        if keras.backend.backend() == "jax" and self.jit_compile and not self.run_eagerly:
+            from ddsm_tf.models.jax_step import SandwichStep
+
+            step = SandwichStep(self)
+            for choice in self._sandwiches():
+                steps[choice] = self._make_function(functools.partial(step, choice))
+            return steps
+        for choice in self._sandwiches():
+            # A function of its own each: JAX would share one trace between equal functions.
+            self.train_step = self._step_at(choice)
+            super().make_train_function(force=True)
+            steps[choice] = self.train_function
+        del self.train_step
+        return steps
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         """Nothing to do: the model is built as it is made.
