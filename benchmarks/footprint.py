@@ -2,8 +2,9 @@
 
     python benchmarks/footprint.py -o results
 
-Every number is of whole processes that take turns: seconds until they end, and their peak memory.
-Images come from the paper's CIFAR-10 network (base 128, 32×32) with random weights. Disk is what
+Times and memory are of whole processes that take turns: seconds until they end, and their peak.
+Images come from the paper's CIFAR-10 network (base 128, 32×32) with random weights; its bundle is
+measured by itself: size, time to assemble a network, memory. Disk is what
 the installed files of each extra's dependencies take, as `pip` recorded them. Writes
 `DIR/footprint.json`; an interrupted run goes on. The machine should do nothing else.
 """
@@ -11,6 +12,7 @@ the installed files of each extra's dependencies take, as `pip` recorded them. W
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.metadata
 import os
 import subprocess
@@ -21,13 +23,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import Stages, spread
-from networks import random_weights
+from measuring import Stages, spread, take_turns
+from networks import paper_schedule, random_weights
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from tqdm import tqdm
 
 from ddsm_tf.console import without_stderr
+from ddsm_tf.edge import Bundle, EdgeSampler
+from ddsm_tf.edge.benchmark import benchmark_memory
 from ddsm_tf.training.presets import get_preset
 from ddsm_tf.training.run import Run
 
@@ -48,8 +52,10 @@ def main() -> None:
     stages = Stages(options.out / "footprint.json", LIBRARIES)
     stages.measure("disk_mb", lambda: {extra or "none": megabytes(extra) for extra in EXTRAS})
     stages.measure("start", lambda: processes(start_commands(), options.rounds))
-    commands = image_commands(options.work / f"{options.preset}-footprint", options.preset)
+    folder = options.work / f"{options.preset}-footprint"
+    commands = image_commands(folder, options.preset)
     stages.measure("first_image", lambda: processes(commands, options.rounds))
+    stages.measure("bundle", lambda: bundle_footprint(folder / "bundle", options.rounds))
 
 
 def start_commands() -> dict[str, list[str]]:
@@ -96,6 +102,23 @@ def image_commands(folder: Path, preset: str) -> dict[str, list[str]]:
         ],
         f"ddsm-edge sample, {STEPS} steps": edge,
         "ddsm-edge info": [str(scripts / "ddsm-edge"), "info", str(bundle)],
+    }
+
+
+def bundle_footprint(folder: Path, rounds: int) -> dict[str, Any]:
+    """Disk, seconds to read and assemble each network, and peak memory in MB."""
+    bundle = Bundle.load(folder)
+    assemble = {w: functools.partial(bundle.tflite, w) for w in bundle.widths}
+    seconds = take_turns(assemble, rounds, name="assembly", repeat=1)
+    memory = {
+        name: benchmark_memory(EdgeSampler(bundle, 2, resident), paper_schedule())
+        for name, resident in {"one network resident": 1, "all resident": None}.items()
+    }
+    return {
+        "bytes": sum(path.stat().st_size for path in folder.iterdir()),
+        "widest_bytes": bundle.networks[bundle.widths[0]].file.bytes,
+        "assembly_seconds": {str(width): spread(found) for width, found in seconds.items()},
+        "memory": memory,
     }
 
 

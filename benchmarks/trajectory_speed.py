@@ -24,12 +24,11 @@ from names import (
     KERAS,
     LITERT,
     LITERT_INT8,
-    PAPER_STEPS,
     SAMPLER,
     STEP_AWARE,
     TORCH,
 )
-from networks import random_weights
+from networks import paper_schedule, random_weights
 from runtimes import Runtimes
 
 from ddsm_tf.cost import cost_fraction, macs_per_width
@@ -115,13 +114,6 @@ class Trajectories:
     def _sample(self, denoise: Any, batch: int, schedule: StepSchedule) -> np.ndarray:
         table, shape = self.runtimes.noise_table, self.runtimes.unet.image_shape
         return sample_images(denoise, schedule, table, shape, batch, batch_size=batch)
-
-
-def paper_schedule() -> StepSchedule:
-    """The paper's numbers of steps; which step has which width does not change what they cost."""
-    widths = [width for width, count in PAPER_STEPS.items() for _ in range(count)]
-    timesteps = range(len(widths))[::-1]
-    return StepSchedule(timesteps, widths, sampler="ddim", train_timesteps=len(widths))
 
 
 if __name__ == "__main__":

@@ -51,6 +51,7 @@ def train_and_save(folder):
         averaged = weights_of(model)
     model.trainable_variables[0].assign(trained[0])
     unet.save(folder / "unet.keras")
+    np.savez(folder / "steps.npz", **both_steps())
     outputs = {f"output_{width}": model.denoise(x, t, width) for width in unet.widths}
     np.savez(
         folder / "out.npz",
@@ -60,6 +61,36 @@ def train_and_save(folder):
         images=model.sample(SCHEDULE, COUNT, seed=4, batch_size=4),
         **outputs,
     )
+
+
+def both_steps():
+    """Some steps, compiled width by width as `fit` does, and in one piece as Keras would."""
+    import jax
+
+    from ddsm_tf.models.jax_step import SandwichStep
+
+    small = {**TINY, "channel_multipliers": (1,), "attention_resolutions": (), "dropout": 0.2}
+    widths, results = (1.0, 0.5, 0.25), {}
+    for name in ("by_width", "in_one"):
+        unet = randomise(SlimmableUNet(**{**small, "widths": widths}))
+        model = DiffusionModel(unet, NoiseTable.linear(1000), distillation=0.3)
+        model.compile(Adam(0.01, use_ema=True, global_clipnorm=0.5), jit_compile=True)
+        model.optimizer.build(model.trainable_variables)
+        kinds = (model.trainable_variables, model.non_trainable_variables)
+        kinds += (model.optimizer.variables, model.metrics_variables)
+        state = tuple([jax.numpy.array(variable.value) for variable in kind] for kind in kinds)
+        if name == "by_width":
+            step = SandwichStep(model)
+        else:
+            step = jax.jit(lambda w, s, d, m=model: m._step_at(w)(s, d), static_argnums=0)
+        random = np.random.default_rng(5)
+        for _ in range(3):
+            images = random.uniform(-1, 1, (4, *unet.image_shape)).astype(np.float32)
+            logs, state = step(widths, state, (images,))
+        results |= {f"{name} log {key}": value for key, value in logs.items()}
+        for kind, values in enumerate(state):
+            results |= {f"{name} {kind} {place}": value for place, value in enumerate(values)}
+    return results
 
 
 def weights_of(model):
@@ -100,6 +131,18 @@ def test_jax_trains(of_jax):
     assert of_jax["moved"] > 1e-3
     # `fit` leaves the moving average as weights.
     assert of_jax["drift"] < 1e-6
+
+
+def test_steps_width_by_width_are_those_in_one_piece(folder):
+    steps = dict(np.load(folder / "steps.npz"))
+    in_one = {name: value for name, value in steps.items() if name.startswith("in_one")}
+    assert len(in_one) > 100 and len(steps) == 2 * len(in_one)
+    for name, expected in in_one.items():
+        found = steps[name.replace("in_one", "by_width")]
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=3e-5, err_msg=name)
+    # All of the loss is there, and of every width.
+    logs = {name.removeprefix("in_one log "): v for name, v in in_one.items() if " log " in name}
+    assert set(logs) == {"loss", "loss_1", "loss_0.5", "loss_0.25"} and min(logs.values()) > 0.1
 
 
 @pytest.mark.parametrize("width", TINY["widths"])
