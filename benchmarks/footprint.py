@@ -14,10 +14,8 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib.metadata
-import os
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +37,17 @@ LIBRARIES = ("tensorflow", "keras", "ai-edge-litert", "numpy")
 PACKAGE = "ddsm_tf"
 EXTRAS = ("", "edge", "serving", "export", "train", "all")
 STEPS = 10
+# Runs a command; prints its seconds and, as Linux counts, the KiB of its peak memory.
+WAITER = """
+import os, sys, time
+started = time.perf_counter()
+nowhere = os.open(os.devnull, os.O_WRONLY)
+to = [(os.POSIX_SPAWN_DUP2, nowhere, 1), (os.POSIX_SPAWN_DUP2, nowhere, 2)]
+child = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, file_actions=to)
+_, status, usage = os.wait4(child, 0)
+print(time.perf_counter() - started, usage.ru_maxrss)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
 
 
 def main() -> None:
@@ -141,17 +150,16 @@ def processes(commands: Mapping[str, Sequence[str]], rounds: int) -> dict[str, A
 
 def measure(command: Sequence[str]) -> tuple[float, float]:
     """Seconds until a command ends, and its peak memory in MB."""
-    started = time.perf_counter()
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ
+    # A new process starts with the memory of the one that made it as its peak: a small one must.
+    ran = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", WAITER, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        check=True,
     )
-    _, status, usage = os.wait4(process.pid, 0)
-    elapsed = time.perf_counter() - started
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command)
-    # Linux counts in KiB.
-    return elapsed, usage.ru_maxrss * 1024 / 1e6
+    elapsed, kibibytes = ran.stdout.split()
+    return float(elapsed), int(kibibytes) * 1024 / 1e6
 
 
 def megabytes(extra: str) -> float:
