@@ -81,8 +81,6 @@ class Fit:
             self.model = make_model(FOUR, seed=3)
             optimizer = SGD(0.01, use_ema=True, ema_momentum=EMA_MOMENTUM)
             self.model.compile(optimizer, jit_compile=False)
-            # Else the first step is traced once more, to make the optimizer's variables.
-            optimizer.build(self.model.trainable_variables)
             self.recorder = Recorder()
             history = self.model.fit(
                 random_images(32), batch_size=4, verbose=0, callbacks=[self.recorder]
