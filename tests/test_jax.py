@@ -4,11 +4,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import keras
 import numpy as np
 import pytest
-from conftest import TINY, randomise
+from conftest import TINY, TINY_SETTINGS, randomise
 
 from ddsm_tf.models import Adam, DiffusionModel, SlimmableUNet
 from ddsm_tf.noise import NoiseTable
@@ -16,6 +17,7 @@ from ddsm_tf.schedule import StepSchedule
 
 SCHEDULE = StepSchedule((900, 600, 350, 100, 20, 0), (0.5, 0.5, 1.0, 0.5, 1.0, 1.0), eta=0.5)
 COUNT = 6
+COMPILE = DiffusionModel.compile
 ENVIRONMENT = {
     "KERAS_BACKEND": "jax",
     "JAX_PLATFORMS": "cpu",
@@ -52,6 +54,7 @@ def train_and_save(folder):
     model.trainable_variables[0].assign(trained[0])
     unet.save(folder / "unet.keras")
     np.savez(folder / "steps.npz", **both_steps())
+    train_run(folder / "run")
     outputs = {f"output_{width}": model.denoise(x, t, width) for width in unet.widths}
     np.savez(
         folder / "out.npz",
@@ -61,6 +64,19 @@ def train_and_save(folder):
         images=model.sample(SCHEDULE, COUNT, seed=4, batch_size=4),
         **outputs,
     )
+
+
+def train_run(folder):
+    """What `ddsm train` does, on a configuration that does not ask for XLA."""
+    from ddsm_tf.training.presets import get_preset
+    from ddsm_tf.training.run import Run
+    from ddsm_tf.training.train import train
+
+    config = get_preset("digits").changed([*TINY_SETTINGS, "steps=4"])
+    assert not config.jit_compile
+    with mock.patch.object(DiffusionModel, "compile", autospec=True, side_effect=COMPILE) as seen:
+        train(Run.create(folder, config))
+    assert seen.call_args.kwargs == {"jit_compile": True}
 
 
 def both_steps():
@@ -114,7 +130,7 @@ def folder(tmp_path_factory):
         env={**os.environ, **ENVIRONMENT},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=400,
         check=False,
     )
     assert process.returncode == 0, process.stderr[-3000:]
@@ -138,6 +154,18 @@ def test_jax_trains(of_jax):
     assert of_jax["moved"] > 1e-3
     # `fit` leaves the moving average as weights.
     assert of_jax["drift"] < 1e-6
+
+
+def test_a_run_trained_under_jax_is_one_under_tensorflow(folder):
+    from ddsm_tf.training.callbacks import read_history
+    from ddsm_tf.training.run import Run
+
+    run = Run.open(folder / "run")
+    assert run.checkpoints.steps() == [4]
+    history = read_history(run.path / "logs" / "history.jsonl")
+    assert [entry["step"] for entry in history] == [2, 4]
+    images = run.load_model().sample(run.schedule("full"), 3, seed=0)
+    assert images.shape == (3, 8, 8, 1) and images.std() > 20
 
 
 def test_steps_width_by_width_are_those_in_one_piece(folder):

@@ -19,7 +19,12 @@ from ddsm_tf.training.config import AutoencoderConfig
 from ddsm_tf.training.data import ImageSet, load_images, split_images
 from ddsm_tf.training.pipeline import training_pipeline
 from ddsm_tf.training.run import RunFolder
-from ddsm_tf.training.train import fit_with_checkpoints, make_optimizer, state_variables
+from ddsm_tf.training.train import (
+    fit_with_checkpoints,
+    make_optimizer,
+    state_variables,
+    uses_xla,
+)
 
 REPORTED_IMAGES = 1024
 GRID_COLUMNS = 12
@@ -105,7 +110,7 @@ def train_autoencoder(run: AutoencoderRun) -> dict[str, float]:
     keras.utils.set_random_seed(config.seed % 2**32)
     keras.config.set_dtype_policy(config.mixed_precision)
     model = run.new_autoencoder()
-    model.compile(make_optimizer(config), jit_compile=config.jit_compile)
+    model.compile(make_optimizer(config), jit_compile=uses_xla(config))
     model.optimizer.build(model.trainable_variables)
     first_step = run.checkpoints.restore_latest(state_variables(model))
     judged = (held_out if len(held_out.images) else training).images

@@ -42,7 +42,7 @@ class RunConfig(FlatConfig):
         horizontal_flip: mirror half of the images.
         held_out_images: kept from training for the importance table; at most a tenth of all.
         mixed_precision: "float32" or "mixed_bfloat16".
-        jit_compile: compile steps with XLA.
+        jit_compile: compile steps with XLA; under JAX they always are.
         checkpoint_every, log_every, sample_every: in steps; 0 turns sample grids off.
         seed: fixes the weights, the order of the data, noise and widths.
         sampler, sampling_steps, timestep_spacing, guidance_scale: of samples, search and evaluation

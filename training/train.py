@@ -122,9 +122,7 @@ def train(run: Run, placement: Placement | None = None) -> DiffusionModel:
     placement.check_batch(config.batch_size)
     with placement.scope():
         model = run.new_model()
-        # JAX has no graphs of its own: what XLA does not compile runs operation by operation.
-        jit_compile = config.jit_compile or keras.backend.backend() == "jax"
-        model.compile(make_optimizer(config), jit_compile=jit_compile)
+        model.compile(make_optimizer(config), jit_compile=uses_xla(config))
         model.optimizer.build(model.trainable_variables)
     checkpoints = run.checkpoints
     first_step = checkpoints.restore_latest(state_variables(model))
@@ -151,6 +149,14 @@ def make_optimizer(config: Any) -> Adam:
     return Adam(
         rate, use_ema=True, ema_momentum=config.ema_momentum, global_clipnorm=config.clip_norm
     )
+
+
+def uses_xla(config: Any) -> bool:
+    """Whether XLA compiles steps: as the configuration says, and always under JAX.
+
+    JAX has no graphs of its own: what XLA does not compile runs operation by operation.
+    """
+    return config.jit_compile or keras.backend.backend() == "jax"
 
 
 def state_variables(model: keras.Model) -> list[Any]:
