@@ -257,7 +257,10 @@ class DiffusionModel(AveragedWeights, keras.Model):
     def _compiled_steps(self) -> dict[tuple[float, ...], Callable]:
         """Choice of widths → what runs a step of it, of Keras's arguments."""
         steps = {}
-        if keras.backend.backend() == "jax" and self.jit_compile and not self.run_eagerly:
+        compiled = self.jit_compile and not self.run_eagerly
+        # Keras's own step knows how to lay out the state over several devices.
+        one_device = keras.distribution.distribution() is None
+        if keras.backend.backend() == "jax" and compiled and one_device:
             from ddsm_tf.models.jax_step import SandwichStep
 
             step = SandwichStep(self)
