@@ -4,9 +4,9 @@
 
 Times and memory are of whole processes that take turns: seconds until they end, and their peak.
 Images come from the paper's CIFAR-10 network (base 128, 32×32) with random weights; its bundle is
-measured by itself: size, time to assemble a network, memory. Disk is what
-the installed files of each extra's dependencies take, as `pip` recorded them. Writes
-`DIR/footprint.json`; an interrupted run goes on. The machine should do nothing else.
+measured by itself: size, time to assemble a network, memory. Disk is what the installed files of
+each extra's dependencies take, as `pip` recorded them. Writes `DIR/footprint.json`; an interrupted
+run goes on. The machine should do nothing else.
 """
 
 from __future__ import annotations

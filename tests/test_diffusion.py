@@ -321,11 +321,14 @@ def test_fit_in_mixed_precision():
         model = make_model((1.0,))
     finally:
         keras.config.set_dtype_policy("float32")
+    seen, check = [], model._check_images
+    model._check_images = lambda given: seen.append(np.array(given)) or check(given)
     before = weights_of(model)
     expected = np.mean(list(make_model((1.0,))(images, training=True).values()))
     model.compile(Adam(0.01), run_eagerly=True)
     logs = model.fit(images, batch_size=4, shuffle=False, verbose=0).history
-    # The same draws as in float32: the noise is not rounded, only the network's work is.
+    # The same as in float32: images and noise are not rounded, only the network's work is.
+    np.testing.assert_array_equal(seen, [images])
     assert logs["loss"][0] == pytest.approx(expected, rel=0.05)
     assert max(np.abs(a - b).max() for a, b in zip(weights_of(model), before, strict=True)) > 1e-3
     assert all(weight.dtype == np.float32 for weight in weights_of(model))

@@ -256,7 +256,6 @@ class DiffusionModel(AveragedWeights, keras.Model):
 
     def _compiled_steps(self) -> dict[tuple[float, ...], Callable]:
         """Choice of widths → what runs a step of it, of Keras's arguments."""
-        steps = {}
         compiled = self.jit_compile and not self.run_eagerly
         # Keras's own step knows how to lay out the state over several devices.
         one_device = keras.distribution.distribution() is None
@@ -264,9 +263,11 @@ class DiffusionModel(AveragedWeights, keras.Model):
             from ddsm_tf.models.jax_step import SandwichStep
 
             step = SandwichStep(self)
-            for choice in self._sandwiches():
-                steps[choice] = self._make_function(functools.partial(step, choice))
-            return steps
+            return {
+                choice: self._make_function(functools.partial(step, choice))
+                for choice in self._sandwiches()
+            }
+        steps = {}
         for choice in self._sandwiches():
             # A function of its own each: JAX would share one trace between equal functions.
             self.train_step = self._step_at(choice)

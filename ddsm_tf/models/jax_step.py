@@ -1,7 +1,7 @@
 """A training step under JAX, compiled width by width.
 
-XLA takes longer for one program of all widths than for a program a width, and every choice of
-middle widths would need one of its own. Here a step is a few programs: one draws timesteps and
+A program of all widths would be needed for every choice of middle widths, and each is long to
+compile. Here a step is a few programs, of which all choices are made: one draws timesteps and
 noise, one a width adds its gradient, one updates the weights.
 """
 
