@@ -10,32 +10,32 @@ from tables import table
 
 from ddsm_tf.training.presets import get_preset
 
-DEFAULT = "default"
+BASELINE = "baseline"
 
 
 def section(content: Mapping[str, Any]) -> Iterator[str]:
-    """Every variant beside the default: error and distance of each width."""
+    """Every variant beside the baseline: error and distance of each width."""
     settings, results = content["settings"], _by_variant(content)
     widths = [str(float(width)) for width in settings["widths"]]
-    seeds = sorted(results[DEFAULT])
+    seeds = sorted(results[BASELINE])
     preset = get_preset(settings["preset"])
     yield f"## Ablations: `{preset.preset}`"
     yield ""
     yield (
         f"{preset.image_size}×{preset.image_size} images, base {settings['base_channels']}; every "
-        f"variant is trained for as many MACs as {settings['steps']} steps of the default, from "
+        f"variant is trained for as many MACs as {settings['steps']} steps of the baseline, from "
         f"seeds {', '.join(map(str, seeds))}. Error: of the predicted noise on "
-        f"{settings['held_out_images']} held-out images, over the default's of the same seed and "
+        f"{settings['held_out_images']} held-out images, over the baseline's of the same seed and "
         "width (below 1 is better). Distance: Fréchet, on features of a classifier of these "
         f"images, {settings['sampled_images']} samples of {settings['sampling_steps']} steps, all "
         "at one width. Mean over seeds ± half of their range."
     )
     for key, digits in (("error", 3), ("distance", 1)):
         yield ""
-        head = ["error / default's" if key == "error" else "distance", "steps"]
+        head = ["error / baseline's" if key == "error" else "distance", "steps"]
         head += [f"width {float(width):g}" for width in widths]
         rows = [
-            [name, str(found[seeds[0]]["steps"]), *_cells(found, results[DEFAULT], key, digits)]
+            [name, str(found[seeds[0]]["steps"]), *_cells(found, results[BASELINE], key, digits)]
             for name, found in results.items()
         ]
         yield from table(head, rows)
@@ -45,13 +45,13 @@ def section(content: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _by_variant(content: Mapping[str, Any]) -> dict[str, dict[int, Any]]:
-    """Variant → seed → what was measured; variants that lack a seed of the default's stay out."""
+    """Variant → seed → what was measured; variants that lack a seed of the baseline's stay out."""
     found: dict[str, dict[int, Any]] = {}
     for key, result in content.items():
         name, is_training, seed = key.partition(", seed ")
         if is_training:
             found.setdefault(name, {})[int(seed)] = result
-    return {name: seeds for name, seeds in found.items() if set(seeds) == set(found[DEFAULT])}
+    return {name: seeds for name, seeds in found.items() if set(seeds) == set(found[BASELINE])}
 
 
 def _cells(

@@ -1,8 +1,8 @@
-"""What each choice of the training gives: every variant against the default, at equal cost.
+"""What each choice of the training gives: every variant against a baseline, at equal cost.
 
     python benchmarks/ablations.py -o results
 
-Trains each variant on several seeds for as many multiply-accumulates as the default, and judges
+Trains each variant on several seeds for as many multiply-accumulates as the baseline, and judges
 every width: the held-out error of the predicted noise, and the Fréchet distance of samples that all
 steps of a sampler make at that width. Variants of one seed share images, noise and judges. Writes
 `DIR/ablations_PRESET.json`; an interrupted run goes on with the training it was at.
@@ -37,7 +37,13 @@ from ddsm_tf.training.run import Run
 from ddsm_tf.training.train import make_optimizer
 
 LIBRARIES = ("tensorflow", "keras", "numpy")
-DEFAULT = "default"
+BASELINE = "baseline"
+
+
+class SharedNoiseModel(DiffusionModel):
+    """Trains all widths of a step on the same timesteps and noise."""
+
+    _redraws = False
 
 
 class RandomWidthModel(DiffusionModel):
@@ -45,20 +51,6 @@ class RandomWidthModel(DiffusionModel):
 
     def _sandwiches(self) -> list[tuple[float, ...]]:
         return [(width,) for width in self.unet.widths]
-
-
-class RedrawnNoiseModel(DiffusionModel):
-    """Draws timesteps and noise anew for every width of a step."""
-
-    def call(self, inputs: Any, training: bool = False) -> dict[str, Any]:
-        if not training:
-            return super().call(inputs, training)
-        widths, losses = self._training_widths, {}
-        for width in widths:
-            self._training_widths = (width,)
-            losses |= super().call(inputs, training)
-        self._training_widths = widths
-        return losses
 
 
 def first_channels(weight: Any, axes: layers.Axes, width: float) -> Any:
@@ -89,7 +81,7 @@ def reference_groups() -> contextlib.AbstractContextManager:
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """How a training differs from the default.
+    """How a training differs from the baseline.
 
     Attributes:
         about: in words.
@@ -97,17 +89,19 @@ class Variant:
         model: class of the model.
         patched: holds while it is trained and judged.
         alone: a network of its own for each width, which never shares weights.
+        batch_share: images of a step, over the baseline's.
     """
 
     about: str
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    model: type[DiffusionModel] = DiffusionModel
+    model: type[DiffusionModel] = SharedNoiseModel
     patched: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
     alone: bool = False
+    batch_share: float = 1.0
 
 
 VARIANTS = {
-    DEFAULT: Variant("sandwich of all widths, noise shared, skips aligned, no distillation"),
+    BASELINE: Variant("sandwich of all widths, noise shared, skips aligned, no distillation"),
     "reference_skips": Variant(
         "kernels after a concatenation keep their first channels", patched=reference_skips
     ),
@@ -115,8 +109,11 @@ VARIANTS = {
     "alone": Variant("each width a network of its own (the upper bound)", alone=True),
     "random_widths": Variant("one width a step, drawn uniformly", model=RandomWidthModel),
     "one_middle": Variant("sandwich of one random middle width", {"middle_widths": 1}),
-    "redrawn_noise": Variant(
-        "noise and timesteps of its own for each width", model=RedrawnNoiseModel
+    "redrawn_noise": Variant("noise and timesteps of its own for each width", model=DiffusionModel),
+    "quarter_batch": Variant(
+        "noise and timesteps of its own for each width, a quarter of the images a step",
+        model=DiffusionModel,
+        batch_share=0.25,
     ),
     "distillation_0.5": Variant("half of the target is the widest's output", {"distillation": 0.5}),
     "distillation_1": Variant("the target is the widest's output", {"distillation": 1.0}),
@@ -129,9 +126,7 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--preset", default="digits")
     parser.add_argument("--data", help="image source; the preset's if left out")
-    parser.add_argument(
-        "--steps", type=int, help="of the default variant; the preset's if left out"
-    )
+    parser.add_argument("--steps", type=int, help="of the baseline; the preset's if left out")
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1))
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=tuple(VARIANTS))
     parser.add_argument("--images", type=int, default=1024, help="sampled a width")
@@ -155,7 +150,7 @@ class Ablations:
     """Trains variants of one configuration and judges them.
 
     Args:
-        config: of the default variant.
+        config: of the baseline.
         images: sampled for each width's distance.
     """
 
@@ -187,7 +182,8 @@ class Ablations:
     def run(self, name: str, seed: int) -> dict[str, Any]:
         """Train a variant and judge every width."""
         variant = VARIANTS[name]
-        config = dataclasses.replace(self.config, seed=seed, **variant.changes)
+        batch = round(self.config.batch_size * variant.batch_share)
+        config = dataclasses.replace(self.config, seed=seed, batch_size=batch, **variant.changes)
         with variant.patched():
             if not variant.alone:
                 model = self.train(self.model_of(variant, config), config, name)
@@ -222,8 +218,8 @@ class Ablations:
         )
 
     def train(self, model: DiffusionModel, config: RunConfig, name: str) -> DiffusionModel:
-        """Train for the default's cost; the weights are the moving average then."""
-        config = dataclasses.replace(config, steps=self.equal_steps(model))
+        """Train for the baseline's cost; the weights are the moving average then."""
+        config = dataclasses.replace(config, steps=self.equal_steps(model, config.batch_size))
         model.compile(make_optimizer(config))
         batches = training_pipeline(
             self.training.images,
@@ -246,12 +242,13 @@ class Ablations:
             )
         return model
 
-    def equal_steps(self, model: DiffusionModel) -> int:
-        """Steps that cost what the default's do; a network alone has as many as they are."""
+    def equal_steps(self, model: DiffusionModel, batch_size: int) -> int:
+        """Steps that cost what the baseline's do; a network alone has as many as they are."""
         if len(model.unet.widths) == 1:
             return self.config.steps
         sandwiches = model._sandwiches()
         cost = sum(self.macs[width] for widths in sandwiches for width in widths)
+        cost *= batch_size / self.config.batch_size
         return round(self.config.steps * sum(self.macs.values()) * len(sandwiches) / cost)
 
     def judge(self, model: DiffusionModel, widths: tuple[float, ...]) -> dict[str, Any]:

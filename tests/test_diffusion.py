@@ -211,21 +211,35 @@ def test_widths_count_steps_where_the_length_is_unknown(monkeypatch):
     assert asked_steps(monkeypatch, model, data, epochs=2) == [0, 1, 2, 2, 3, 4]
 
 
-def draw_like(model, count):
-    """The t and noise that the model will draw next, from a copy of its random state."""
+def copied_draws(model):
+    """A copy of the model's random state, which draws what the model will."""
     copy = keras.random.SeedGenerator(0)
     copy.state.assign(model.seed_generator.state)
-    t = keras.random.randint((count,), 0, 1000, seed=copy)
-    return np.asarray(t), np.asarray(keras.random.normal((count, *SHAPE), seed=copy))
+    return copy
 
 
-def outputs_like(model, images):
-    """Noise, and each width's output, computed outside of the model."""
-    t, noise = draw_like(model, len(images))
-    signal = np.cumprod(1.0 - np.linspace(1e-4, 0.02, 1000))[t][:, None, None, None]
-    x_t = (np.sqrt(signal) * images + np.sqrt(1.0 - signal) * noise).astype(np.float32)
-    widths = model.unet.widths
-    return noise, {width: np.asarray(model.unet(x_t, t, width=width)) for width in widths}
+def draw(generator, count):
+    """t and noise as a model draws them."""
+    t = keras.random.randint((count,), 0, 1000, seed=generator)
+    return np.asarray(t), np.asarray(keras.random.normal((count, *SHAPE), seed=generator))
+
+
+def draw_like(model, count):
+    """The t and noise that the model will draw next."""
+    return draw(copied_draws(model), count)
+
+
+def outputs_like(model, images, redrawn=False):
+    """Width → the noise and output of the model's next call, computed outside of it."""
+    generator, drawn, found = copied_draws(model), None, {}
+    for width in model.unet.widths:
+        if redrawn or drawn is None:
+            drawn = draw(generator, len(images))
+        t, noise = drawn
+        signal = np.cumprod(1.0 - np.linspace(1e-4, 0.02, 1000))[t][:, None, None, None]
+        x_t = (np.sqrt(signal) * images + np.sqrt(1.0 - signal) * noise).astype(np.float32)
+        found[width] = noise, np.asarray(model.unet(x_t, t, width=width))
+    return found
 
 
 def squared_error(a, b):
@@ -237,12 +251,12 @@ def test_loss_is_the_squared_error_summed_over_widths(training):
     model = make_model(FOUR)
     images = random_images(6)
     for _ in range(2):  # the second call must draw anew
-        noise, outputs = outputs_like(model, images)
+        outputs = outputs_like(model, images, redrawn=training)
         losses = model(images, training=training)
         assert list(losses) == ["loss_1", "loss_0.75", "loss_0.5", "loss_0.25"]
-        expected = [squared_error(output, noise) for output in outputs.values()]
+        expected = np.array([squared_error(output, noise) for noise, output in outputs.values()])
         np.testing.assert_allclose(list(losses.values()), expected, rtol=1e-4)
-        assert float(model.losses[0]) == pytest.approx(np.mean(expected, axis=1).sum(), rel=1e-4)
+        assert float(model.losses[0]) == pytest.approx(expected.mean(axis=1).sum(), rel=1e-4)
 
 
 def test_loss_draws_new_noise_at_every_call():
@@ -251,25 +265,29 @@ def test_loss_draws_new_noise_at_every_call():
     assert np.abs(first - second).max() > 0.5
 
 
-def test_all_widths_see_the_same_noisy_images(monkeypatch):
-    model = make_model(FOUR)
+@pytest.mark.parametrize(
+    ("options", "training", "shared"),
+    [({}, True, False), ({}, False, True), ({"distillation": 0.3}, True, True)],
+)
+def test_which_widths_see_the_same_noisy_images(monkeypatch, options, training, shared):
+    model = make_model(FOUR, **options)
     calls = record_calls(monkeypatch)
-    model(random_images(), training=True)
+    model(random_images(), training=training)
     assert [width for _, _, width in calls] == list(FOUR)
-    for x, t, _ in calls[1:]:
-        assert np.array_equal(x, calls[0][0]) and np.array_equal(t, calls[0][1])
+    for (x, t, _), (other_x, other_t, _) in itertools.combinations(calls, 2):
+        assert np.array_equal(x, other_x) == np.array_equal(t, other_t) == shared
 
 
 def test_distilled_loss():
     model = make_model(FOUR, distillation=0.3)
     images = random_images()
     for training in (True, False):
-        noise, outputs = outputs_like(model, images)
+        outputs = outputs_like(model, images)
         losses = model(images, training=training)
-        for width, output in outputs.items():
+        for width, (noise, output) in outputs.items():
             expected = squared_error(output, noise)
             if training and width < 1.0:
-                expected = 0.7 * expected + 0.3 * squared_error(output, outputs[1.0])
+                expected = 0.7 * expected + 0.3 * squared_error(output, outputs[1.0][1])
             np.testing.assert_allclose(losses[f"loss_{width:g}"], expected, rtol=1e-4)
 
 
@@ -290,9 +308,9 @@ def test_evaluate_covers_every_width():
     model = make_model(FOUR, middle_widths=0)
     model.compile(SGD(0.1), run_eagerly=True)
     images = random_images()
-    noise, outputs = outputs_like(model, images)
+    outputs = outputs_like(model, images)
     logs = model.evaluate(images, verbose=0, return_dict=True)
-    for width, output in outputs.items():
+    for width, (noise, output) in outputs.items():
         expected = squared_error(output, noise).mean()
         assert logs[f"loss_{width:g}"] == pytest.approx(expected, rel=1e-4)
 

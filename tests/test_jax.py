@@ -1,5 +1,6 @@
 """A network trained under JAX is the same network under TensorFlow."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -93,10 +94,10 @@ def both_steps():
         "dropout": 0.2,
     }
     widths, results = (1.0, 0.5, 0.25), {}
-    for name in ("by_width", "in_one"):
+    for name, distillation in itertools.product(("by_width", "in_one"), (0.0, 0.3)):
         keras.utils.set_random_seed(1)  # of dropout
         unet = randomise(SlimmableUNet(**{**small, "widths": widths}))
-        model = DiffusionModel(unet, NoiseTable.linear(1000), distillation=0.3)
+        model = DiffusionModel(unet, NoiseTable.linear(1000), distillation=distillation)
         model.compile(Adam(0.01, use_ema=True, global_clipnorm=0.5), jit_compile=True)
         model.optimizer.build(model.trainable_variables)
         kinds = (model.trainable_variables, model.non_trainable_variables)
@@ -110,9 +111,10 @@ def both_steps():
         for _ in range(3):
             images = random.uniform(-1, 1, (4, *unet.image_shape)).astype(np.float32)
             logs, state = step(widths, state, (images,))
-        results |= {f"{name} log {key}": value for key, value in logs.items()}
+        found = {f"log {key}": value for key, value in logs.items()}
         for kind, values in enumerate(state):
-            results |= {f"{name} {kind} {place}": value for place, value in enumerate(values)}
+            found |= {f"{kind} {place}": value for place, value in enumerate(values)}
+        results |= {f"{name} {distillation} {key}": value for key, value in found.items()}
     return results
 
 
@@ -171,13 +173,15 @@ def test_a_run_trained_under_jax_is_one_under_tensorflow(folder):
 def test_steps_width_by_width_are_those_in_one_piece(folder):
     steps = dict(np.load(folder / "steps.npz"))
     in_one = {name: value for name, value in steps.items() if name.startswith("in_one")}
-    assert len(in_one) > 100 and len(steps) == 2 * len(in_one)
+    assert len(in_one) > 200 and len(steps) == 2 * len(in_one)
     for name, expected in in_one.items():
         found = steps[name.replace("in_one", "by_width")]
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=3e-5, err_msg=name)
     # All of the loss is there, and of every width.
-    logs = {name.removeprefix("in_one log "): v for name, v in in_one.items() if " log " in name}
-    assert set(logs) == {"loss", "loss_1", "loss_0.5", "loss_0.25"} and min(logs.values()) > 0.1
+    logs = {name.removeprefix("in_one "): v for name, v in in_one.items() if " log " in name}
+    losses = ("loss", "loss_1", "loss_0.5", "loss_0.25")
+    assert set(logs) == {f"{share} log {loss}" for share in (0.0, 0.3) for loss in losses}
+    assert min(logs.values()) > 0.1
 
 
 @pytest.mark.parametrize("width", TINY["widths"])

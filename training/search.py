@@ -41,11 +41,15 @@ def search_run(run: Run, options: SearchOptions | None = None, *, resume: bool =
     if Role.from_environment() is Role.WORKER:
         return _work(run, options)
     check_new_or_resumed(run, options.method, resume)
-    problem = SearchProblem(run, options)
+    return search(SearchProblem(run, options))
+
+
+def search(problem: SearchProblem) -> str:
+    """`search_run` of a problem at hand, resumed where its run holds a search."""
     settings = _keep_settings(problem)
     others = _other_methods(problem, settings)
     entries = _run_trials(problem, settings, others)
-    return _finish(problem, {options.method: entries, **others})
+    return _finish(problem, {problem.options.method: entries, **others})
 
 
 def _work(run: Run, options: SearchOptions) -> str:

@@ -38,10 +38,12 @@ def loss_name(width: float) -> str:
 class DiffusionModel(AveragedWeights, keras.Model):
     """Trains a `SlimmableUNet` to denoise at every width, and samples images.
 
-    Each step runs the widest, the narrowest and some random middle widths on the same x_t, t and
-    noise and sums their losses (the sandwich rule: Yu and Huang, 2019, arXiv 1903.05134; DDSM,
-    section 3.2). The middle widths are drawn on the host and every choice has a compiled step of
-    its own, so slicing stays static; with `steps_per_execution` > 1 a choice holds that long.
+    Each step runs the widest, the narrowest and some random middle widths on the same images and
+    sums their losses (the sandwich rule: Yu and Huang, 2019, arXiv 1903.05134; DDSM, section 3.2).
+    Every width has timesteps and noise of its own, because gradients that err independently add up
+    to a better one; with distillation they share them. The middle widths are drawn on the host and
+    every choice has a compiled step of its own, so slicing stays static; with
+    `steps_per_execution` > 1 a choice holds that long.
 
     Under `tf.distribute` each replica takes its rows of the timesteps and the noise of the global
     batch, so the loss is that of one device on the same batch.
@@ -63,7 +65,8 @@ class DiffusionModel(AveragedWeights, keras.Model):
     Call arguments:
         inputs: float (N, H, W, C) in [-1, 1]; with classes the pair of these and labels, integers
             (N,) in [0, K).
-        training: the sandwich's widths if true, every width if not.
+        training: the sandwich's widths if true; every width, on the same timesteps and noise, if
+            not.
 
     Returns:
         Width's log name → its weighted squared error per image, float32 (N,).
@@ -133,18 +136,27 @@ class DiffusionModel(AveragedWeights, keras.Model):
         super().compile(optimizer=optimizer, **kwargs)
 
     def call(self, inputs: Any, training: bool = False) -> dict[str, Any]:
-        network_inputs, target, weight = self._draw_inputs(inputs, training)
         widths = self._training_widths if training else self.unet.widths
-        losses, teacher = {}, None
+        losses, drawn, teacher = {}, None, None
         for width in widths:
-            loss, output = self._loss_at(width, network_inputs, target, weight, teacher, training)
+            if drawn is None or (training and self._redraws):
+                drawn = self._draw_inputs(inputs, training)
+            loss, output = self._loss_at(width, *drawn, teacher, training)
             losses[loss_name(width)] = loss
             teacher = output if teacher is None else teacher
         self.add_loss(sum(ops.mean(loss) for loss in losses.values()))
         return losses
 
+    @property
+    def _redraws(self) -> bool:
+        """Whether each width of a step has timesteps and noise of its own.
+
+        A teacher's output is a target for its own input alone.
+        """
+        return not self.distillation
+
     def _draw_inputs(self, inputs: Any, training: bool) -> tuple[tuple, Any, Any]:
-        """What every width of a step gets: the network's inputs, its target and the weight."""
+        """What a width gets: the network's inputs, its target and the weight."""
         images, labels = self._check_inputs(inputs)
         count = ops.shape(images)[0]
         t, noise = self._draw(count)

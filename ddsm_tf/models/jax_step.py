@@ -48,13 +48,15 @@ class SandwichStep:
         inputs, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         trainable, other, optimizer, metrics = state
         drawn, other = self._draw(other, inputs)
-        arguments = trainable, drawn, self._loss_scale(optimizer)
+        scale = self._loss_scale(optimizer)
         widest, *narrower = widths
-        gradients, loss, teacher, other = self._add_widest(widest, other, *arguments)
+        gradients, loss, teacher, other = self._add_widest(widest, other, trainable, drawn, scale)
         losses = {widest: loss}
         for width in narrower:
+            if self._model._redraws:
+                drawn, other = self._draw(other, inputs)
             gradients, losses[width], other = self._add_narrower(
-                width, gradients, other, *arguments, teacher
+                width, gradients, other, trainable, drawn, scale, teacher
             )
         logs, trainable, optimizer, metrics = self._update(
             (trainable, optimizer, metrics), gradients, losses, inputs
