@@ -37,8 +37,9 @@ def section(content: Mapping[str, Any]) -> Iterator[str]:
         yield ""
         yield (
             f"{found['trials']} trials of {found['images']} images, "
-            f"{found['search_calls']:,.0f} network calls at full width; measured with "
-            f"{found['fresh_images']} images a seed. Real images have {found['floor']:.2f}. "
+            f"{found['search_calls']:,.0f} network calls at full width; sampled in "
+            f"{found['precision']}, measured with {found['fresh_images']} images a seed. "
+            f"Real images have {found['floor']:.2f}. "
             f"Chosen: {StepSchedule.from_dict(found['chosen']).describe()}."
         )
         yield ""

@@ -8,6 +8,8 @@ that neither the search nor its confirmation has seen, beside every uniform widt
 schedules and two-stage ones that cost as much. Each schedule starts from the same noise, so it is
 compared with full width seed by seed. Writes `DIR/schedules_PRESET.json`, a Pareto plot and a grid
 of images for each sampler; an interrupted run goes on where it stopped, the search at its trial.
+
+`--precision mixed_bfloat16` samples in half the time where the processor has AMX.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from ddsm_tf.search.search import Confirmer
 from ddsm_tf.search.space import Genome
 from ddsm_tf.training.progress import progress_bar
 from ddsm_tf.training.run import Run
-from ddsm_tf.training.search import search_run
+from ddsm_tf.training.search import search
 from ddsm_tf.training.search_problem import SearchOptions, SearchProblem
 
 LIBRARIES = ("tensorflow", "keras", "keras-tuner", "pymoo", "numpy")
@@ -42,8 +44,9 @@ LIBRARIES = ("tensorflow", "keras", "keras-tuner", "pymoo", "numpy")
 KEPT = ("config.json", "weights.keras", "classifier.keras", "importance.json")
 # Seeds that neither the search (0) nor its confirmation (1 to 4) takes.
 FRESH_SEED = 1000
+PRECISIONS = ("float32", "mixed_bfloat16")
 DRAWN = 2000
-BASELINES = 3
+BASELINES = 2
 GRID_IMAGES = 16
 
 
@@ -53,12 +56,16 @@ class Plan(NamedTuple):
     Attributes:
         sampler, steps: of every schedule.
         trials, images: of the search, and images a trial.
+        fresh_images: from each seed that measures what was found.
+        precision: that the network computes in.
     """
 
     sampler: str
     steps: int
     trials: int
     images: int
+    fresh_images: int
+    precision: str = PRECISIONS[0]
 
     @property
     def name(self) -> str:
@@ -67,11 +74,11 @@ class Plan(NamedTuple):
 
 
 PLANS = (
-    Plan("ddim", 10, 48, 1024),
-    Plan("ddim", 20, 48, 1024),
-    Plan("ddim", 50, 48, 1024),
-    Plan("ddim", 100, 32, 1024),
-    Plan("ddpm", 1000, 16, 256),
+    Plan("ddim", 10, 48, 1024, 2048),
+    Plan("ddim", 20, 48, 1024, 2048),
+    Plan("ddim", 50, 48, 1024, 2048),
+    Plan("ddim", 100, 32, 1024, 2048),
+    Plan("ddpm", 1000, 16, 256, 512),
 )
 
 
@@ -84,6 +91,8 @@ def main() -> None:
     parser.add_argument("--samplers", nargs="+", choices=names, default=names)
     parser.add_argument("--trials", type=int, help="of each search; the plan's if left out")
     parser.add_argument("--images", type=int, help="a trial; the plan's if left out")
+    parser.add_argument("--fresh-images", type=int, help="a fresh seed; the plan's if left out")
+    parser.add_argument("--precision", choices=PRECISIONS, default=PRECISIONS[0])
     parser.add_argument("--seeds", type=int, default=4, help="that every schedule is measured from")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
@@ -93,11 +102,11 @@ def main() -> None:
     name = f"schedules_{run.config.preset}"
     stages = Stages(options.out / f"{name}.json", LIBRARIES)
     stages.measure("run", lambda: about(run))
+    given = {key: getattr(options, key) for key in ("trials", "images", "fresh_images")}
+    given = {key: value for key, value in given.items() if value}
     for plan in PLANS:
         if plan.name in options.samplers:
-            plan = plan._replace(
-                trials=options.trials or plan.trials, images=options.images or plan.images
-            )
+            plan = plan._replace(**given, precision=options.precision)
             pictures = options.out / f"{name}_{plan.name}"
             stages.measure(
                 plan.name, lambda p=plan, to=pictures: measure(run, p, options.seeds, to)
@@ -120,12 +129,9 @@ def about(run: Run) -> dict[str, Any]:
 
 def measure(run: Run, plan: Plan, seeds: int, pictures: Path) -> dict[str, Any]:
     """Search with a sampler, then measure the choice and its baselines from fresh noise."""
-    searched = copy_of(run, plan)
-    options = SearchOptions(
-        sampler=plan.sampler, steps=plan.steps, trials=plan.trials, images=plan.images
-    )
-    print(search_run(searched, options, resume=True))
-    problem = SearchProblem(searched, options)
+    problem = problem_of(copy_of(run, plan), plan)
+    searched = problem.run
+    print(search(problem))
     chosen = StepSchedule.load(searched.schedule_path)
     schedules = dict(compared(problem, chosen))
     fresh = range(FRESH_SEED, FRESH_SEED + seeds)
@@ -133,7 +139,7 @@ def measure(run: Run, plan: Plan, seeds: int, pictures: Path) -> dict[str, Any]:
         confirm = Confirmer(
             problem.evaluate,
             fresh,
-            2 * plan.images,
+            plan.fresh_images,
             searched.search_path / "fresh.json",
             on_measured=bar.update,
         )
@@ -141,9 +147,10 @@ def measure(run: Run, plan: Plan, seeds: int, pictures: Path) -> dict[str, Any]:
     draw(problem, chosen, pictures)
     result = read_json(searched.search_path / "result.json", argument="search result")
     return {
-        "trials": plan.trials,
+        "trials": problem.trials,
         "images": plan.images,
-        "fresh_images": 2 * plan.images,
+        "fresh_images": plan.fresh_images,
+        "precision": plan.precision,
         "distance_name": result["distance_name"],
         "floor": result["floor"],
         "search_calls": sum(spent["full_calls"] for spent in result["calls"].values()),
@@ -152,9 +159,26 @@ def measure(run: Run, plan: Plan, seeds: int, pictures: Path) -> dict[str, Any]:
     }
 
 
+def problem_of(run: Run, plan: Plan) -> SearchProblem:
+    """The search of a plan, with a network that computes in its precision."""
+    options = SearchOptions(
+        sampler=plan.sampler,
+        steps=plan.steps,
+        trials=plan.trials,
+        images=plan.images,
+        confirm_images=plan.fresh_images,
+    )
+    keras.config.set_dtype_policy(plan.precision)
+    try:
+        return SearchProblem(run, options)
+    finally:
+        # The classifier that judges is not part of what is judged.
+        keras.config.set_dtype_policy("float32")
+
+
 def copy_of(run: Run, plan: Plan) -> Run:
     """A run folder with the same weights, for the search of one sampler."""
-    folder = run.path / "schedules" / plan.name
+    folder = run.path / "schedules" / plan.precision / plan.name
     folder.mkdir(parents=True, exist_ok=True)
     for name in KEPT:
         if (run.path / name).exists() and not (folder / name).exists():
