@@ -21,7 +21,7 @@ from ddsm_tf.search import (
     choose,
     run_trials,
 )
-from ddsm_tf.search.search import finished_trials, spaced, uniform_names
+from ddsm_tf.search.search import _best_of_ranges, finished_trials, spaced, uniform_names
 
 WIDTHS = (1.0, 0.75, 0.5, 0.25)
 COSTS = {1.0: 16.0, 0.75: 9.0, 0.5: 4.0, 0.25: 1.0}
@@ -233,6 +233,27 @@ def test_the_cheapest_confirmed_schedule_is_chosen(tmp_path):
     assert full.mean == pytest.approx(5.0)
     assert full.spread == pytest.approx(0.2 / np.sqrt(3))
     assert [width for width, _ in calls] == [1.0] * 4 + [0.5] + [0.75] * 4
+
+
+def test_a_lucky_schedule_does_not_hide_those_it_dominates(tmp_path):
+    entries = [
+        entry(1.0, distance=5.0, baseline="full"),
+        entry(0.75, distance=5.1),
+        entry(0.25, distance=4.5),  # dominates all, by luck
+        entry(0.5, distance=4.9),
+    ]
+    distances = {0.25: 8.0, 0.5: 6.0, 0.75: 5.05, 1.0: 5.0}
+    _, chosen = choose(entries, confirmer(distances, tmp_path))
+    assert chosen.schedule.widths[0] == 0.75
+
+
+def test_candidates_are_the_nearest_of_each_range_of_cost():
+    distances = [9, 3, 5, 4, 8, 2, 7, 1, 6, 0]
+    entries = [{"cost": cost, "distance": d} for cost, d in enumerate(distances)]
+    for some in (entries, entries[::-1]):
+        found = _best_of_ranges(some, 4)
+        assert [each["cost"] for each in found] == [1, 5, 7, 9]
+    assert _best_of_ranges(entries[:3], 8) == entries[:3] and _best_of_ranges([], 8) == []
 
 
 def test_differences_are_taken_seed_by_seed():

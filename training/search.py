@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ddsm_tf.cost import schedule_cost
@@ -165,7 +165,8 @@ def _finish(problem: SearchProblem, methods: Mapping[str, list[Entry]]) -> str:
     """Choose among the trials of every method, confirm, and write what was found."""
     run, options, folder = problem.run, problem.options, problem.run.search_path
     methods = {method: methods[method] for method in METHODS if method in methods}
-    front = pareto_entries([entry for some in methods.values() for entry in some], "cost")
+    measured = [entry for some in methods.values() for entry in some]
+    front = pareto_entries(measured, "cost")
     seeds = range(options.seed + 1, options.seed + 1 + CONFIRM_SEEDS)
     with progress_bar(0, "confirm") as bar:
         confirm = Confirmer(
@@ -176,8 +177,9 @@ def _finish(problem: SearchProblem, methods: Mapping[str, list[Entry]]) -> str:
             on_measured=bar.update,
         )
         full, chosen = choose(
-            front, confirm, budget=options.budget, max_distance=options.max_distance
+            measured, confirm, budget=options.budget, max_distance=options.max_distance
         )
+    front = _with_schedule(front, measured, chosen.schedule)
     public = [_public(entry, options.cost) for entry in front]
     write_pareto(folder / "pareto.json", public)
     result = search_result(problem, methods, confirm, full, chosen)
@@ -187,6 +189,17 @@ def _finish(problem: SearchProblem, methods: Mapping[str, list[Entry]]) -> str:
         with atomic_file(folder / f"{name}.png") as temporary:
             temporary.write_bytes(to_png(figure))
     return _describe(problem, full, chosen, result)
+
+
+def _with_schedule(
+    front: list[Entry], measured: Sequence[Entry], schedule: StepSchedule
+) -> list[Entry]:
+    """`front` with the entry of a schedule, which need not be part of it."""
+    wanted = schedule.to_dict()
+    if any(entry["schedule"] == wanted for entry in front):
+        return front
+    found = next(entry for entry in measured if entry["schedule"] == wanted)
+    return sorted([*front, found], key=lambda entry: entry["cost"])
 
 
 def _public(entry: Entry, cost: str) -> Entry:

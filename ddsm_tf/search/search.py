@@ -210,10 +210,11 @@ def choose(
 
     By default the cheapest that is as good as full width: its mean distance over the confirming
     seeds exceeds full width's by no more than full width's own spread from seed to seed. At most
-    eight candidates are confirmed.
+    eight candidates are confirmed. They need not lie on the Pareto front: one lucky schedule
+    dominates all costlier ones, and where it does not hold those are needed.
 
     Args:
-        entries: the Pareto front and the baselines, sorted by cost, "full" among them.
+        entries: all that were measured, in any order, the baseline "full" among them.
         confirm: measures candidates.
         budget: choose the best whose cost is at most this share of full width's instead.
         max_distance: choose the cheapest whose mean distance is at most this instead.
@@ -235,7 +236,7 @@ def choose(
         limit, slack = full.mean + full.spread, full.mean - full_entry["distance"]
     cheaper = [entry for entry in entries if entry["cost"] < full_entry["cost"]]
     hopeful = [entry for entry in cheaper if entry["distance"] + slack <= limit + 2.0 * full.spread]
-    for entry in spaced(hopeful, MAX_CANDIDATES):
+    for entry in _best_of_ranges(hopeful, MAX_CANDIDATES):
         schedule = StepSchedule.from_dict(entry["schedule"])
         # Distances from the same noise differ little by luck, so one seed weeds out the worst.
         luck = full.distances[0] - full.mean
@@ -248,6 +249,17 @@ def choose(
         rule = f"is below all that was found; full width has {full.mean:.4g}"
         raise invalid("max_distance", max_distance, rule)
     return full, full
+
+
+def _best_of_ranges(entries: Sequence[Entry], count: int) -> list[Entry]:
+    """The nearest of each of at most `count` ranges of cost, cheapest first."""
+    by_cost = sorted(entries, key=lambda entry: entry["cost"])
+    ranges = np.array_split(np.arange(len(by_cost)), min(count, len(by_cost)) or 1)
+    return [
+        min((by_cost[place] for place in places), key=lambda entry: entry["distance"])
+        for places in ranges
+        if len(places)
+    ]
 
 
 def _best_within(
