@@ -21,11 +21,12 @@ def section(content: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield (
         f"{run['image_size']}×{run['image_size']} images, base {run['base_channels']}, trained for "
-        f"{run['training_steps']} steps of {run['batch_size']} images with {run['middle_widths']} "
-        "middle widths in each. Distance: Fréchet, on features of a classifier of these images, "
-        "from noise that no search has seen; mean ± standard deviation over seeds. Beside full: "
-        "the mean difference from the same seeds ± its standard error. Random and two-stage "
-        "schedules are those nearest in cost to the searched one."
+        f"{run['training_steps']:,} steps of {run['batch_size']} images with "
+        f"{run['middle_widths']} middle widths in each: `{_training(run)}`. Distance: Fréchet, on "
+        "features of a classifier of these images, from noise that no search has seen; mean ± "
+        "standard deviation over seeds. Beside full: the mean difference from the same seeds ± its "
+        "standard error. Random and two-stage schedules are those nearest in cost to the searched "
+        "one."
     )
     yield ""
     rows = [_summary(name, content[name]) for name in samplers]
@@ -49,6 +50,18 @@ def section(content: Mapping[str, Any]) -> Iterator[str]:
         picture = f"results/schedules_{run['preset']}_{name}"
         yield f"![Pareto front, {name}]({picture}_pareto.png)"
         yield f"![Full width above, searched below]({picture}_samples.png)"
+
+
+def _training(run: Mapping[str, Any]) -> str:
+    """The command that trains such a run."""
+    changed = dict(run["changed"])
+    steps = f" --steps {changed.pop('steps')}" if "steps" in changed else ""
+    settings = "".join(f" --set {name}={_setting(value)}" for name, value in changed.items())
+    return f"ddsm train {run['preset']}{steps}{settings} --out RUN"
+
+
+def _setting(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def _summary(name: str, found: Mapping[str, Any]) -> list[str]:

@@ -15,6 +15,7 @@ of images for each sampler; an interrupted run goes on where it stopped, the sea
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ from ddsm_tf.search.baselines import ramp_schedules
 from ddsm_tf.search.generations import random_genome
 from ddsm_tf.search.search import Confirmer
 from ddsm_tf.search.space import Genome
+from ddsm_tf.training.presets import get_preset
 from ddsm_tf.training.progress import progress_bar
 from ddsm_tf.training.run import Run
 from ddsm_tf.training.search import search
@@ -44,6 +46,8 @@ LIBRARIES = ("tensorflow", "keras", "keras-tuner", "pymoo", "numpy")
 KEPT = ("config.json", "weights.keras", "classifier.keras", "importance.json")
 # Seeds that neither the search (0) nor its confirmation (1 to 4) takes.
 FRESH_SEED = 1000
+# Where the images lie says nothing about the network, and how often it was looked at neither.
+UNCHANGED = ("data", "checkpoint_every", "log_every", "sample_every")
 PRECISIONS = ("float32", "mixed_bfloat16")
 DRAWN = 2000
 BASELINES = 2
@@ -114,16 +118,22 @@ def main() -> None:
 
 
 def about(run: Run) -> dict[str, Any]:
-    """What was trained, and for how long."""
-    config = run.config
-    steps = run.checkpoints.steps()
+    """What was trained, for how long, and how it differs from its preset."""
+    config, preset = run.config, get_preset(run.config.preset)
+    changed = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if field.name not in UNCHANGED
+        and getattr(config, field.name) != getattr(preset, field.name)
+    }
     return {
         "preset": config.preset,
         "image_size": config.image_size,
         "base_channels": config.base_channels,
         "middle_widths": config.middle_widths,
         "batch_size": config.batch_size,
-        "training_steps": steps[-1] if steps else None,
+        "training_steps": config.steps,
+        "changed": changed,
     }
 
 
