@@ -227,12 +227,29 @@ def test_the_cheapest_confirmed_schedule_is_chosen(tmp_path):
         entry(1.0, distance=5.0, baseline="full"),
     ]
     calls = []
-    distances = {0.25: 5.0, 0.5: 6.0, 0.75: 5.1, 1.0: 5.0}
+    distances = {0.25: 5.0, 0.5: 6.0, 0.75: 4.99, 1.0: 5.0}
     full, chosen = choose(entries, confirmer(distances, tmp_path, calls))
     assert chosen.schedule.widths[0] == 0.75
     assert full.mean == pytest.approx(5.0)
     assert full.spread == pytest.approx(0.2 / np.sqrt(3))
     assert [width for width, _ in calls] == [1.0] * 4 + [0.5] + [0.75] * 4
+
+
+@pytest.mark.parametrize(("apart", "width"), [((0.06, 0.02), 1.0), ((0.08, -0.06), 0.75)])
+def test_schedules_are_compared_with_full_width_seed_by_seed(tmp_path, apart, width):
+    # Full width's spread from seed to seed is 1; the differences are known far better.
+    def measure(schedule, seed, images):
+        worse = apart[seed % 2] if schedule.widths[0] < 1.0 else 0.0
+        counted = dict.fromkeys(
+            ("calls", "reused_calls", "full_calls", "reused_full_calls"), images
+        )
+        return {"distance": (4.0, 5.0, 6.0, 5.0)[seed % 4] + worse, **counted}
+
+    confirm = Confirmer(measure, (1, 2, 3, 4), 10, tmp_path / "confirmations.json")
+    entries = [entry(0.75, distance=5.0), entry(1.0, distance=5.0, baseline="full")]
+    full, chosen = choose(entries, confirm)
+    assert full.spread == pytest.approx(np.sqrt(2 / 3))
+    assert chosen.schedule.widths[0] == width
 
 
 def test_a_lucky_schedule_does_not_hide_those_it_dominates(tmp_path):
@@ -242,7 +259,7 @@ def test_a_lucky_schedule_does_not_hide_those_it_dominates(tmp_path):
         entry(0.25, distance=4.5),  # dominates all, by luck
         entry(0.5, distance=4.9),
     ]
-    distances = {0.25: 8.0, 0.5: 6.0, 0.75: 5.05, 1.0: 5.0}
+    distances = {0.25: 8.0, 0.5: 6.0, 0.75: 4.95, 1.0: 5.0}
     _, chosen = choose(entries, confirmer(distances, tmp_path))
     assert chosen.schedule.widths[0] == 0.75
 

@@ -208,10 +208,11 @@ def choose(
 ) -> tuple[Confirmation, Confirmation]:
     """Choose a schedule and confirm it on noise that the search has not seen.
 
-    By default the cheapest that is as good as full width: its mean distance over the confirming
-    seeds exceeds full width's by no more than full width's own spread from seed to seed. At most
-    eight candidates are confirmed. They need not lie on the Pareto front: one lucky schedule
-    dominates all costlier ones, and where it does not hold those are needed.
+    By default the cheapest that is as good as full width. Schedules that start from the same noise
+    share their luck, so they are compared seed by seed: the mean difference must not exceed its
+    standard error, nor full width's own spread. At most eight candidates are confirmed. They need
+    not lie on the Pareto front: one lucky schedule dominates all costlier ones, and where it does
+    not hold those are needed.
 
     Args:
         entries: all that were measured, in any order, the baseline "full" among them.
@@ -229,26 +230,38 @@ def choose(
     full = confirm(StepSchedule.from_dict(full_entry["schedule"]))
     if budget is not None:
         return full, _best_within(entries, confirm, budget, full_entry["cost"])
-    if max_distance is not None:
-        limit, slack = max_distance, full.mean - full_entry["distance"]
+    # Distances from the same noise differ little by luck, those from other noise by `spread`.
+    if max_distance is None:
+        limit, margin = full.mean + full.spread, 0.0
     else:
-        # A distance grows with its own luck: the search's has another noise and number of images.
-        limit, slack = full.mean + full.spread, full.mean - full_entry["distance"]
-    cheaper = [entry for entry in entries if entry["cost"] < full_entry["cost"]]
-    hopeful = [entry for entry in cheaper if entry["distance"] + slack <= limit + 2.0 * full.spread]
-    for entry in _best_of_ranges(hopeful, MAX_CANDIDATES):
+        limit, margin = max_distance, 2.0 * full.spread
+
+    def hopeful(distance: float, full_distance: float) -> bool:
+        return distance - full_distance + full.mean <= limit + margin
+
+    some = [
+        entry
+        for entry in entries
+        if entry["cost"] < full_entry["cost"] and hopeful(entry["distance"], full_entry["distance"])
+    ]
+    for entry in _best_of_ranges(some, MAX_CANDIDATES):
         schedule = StepSchedule.from_dict(entry["schedule"])
-        # Distances from the same noise differ little by luck, so one seed weeds out the worst.
-        luck = full.distances[0] - full.mean
-        if confirm.distance(schedule, confirm.seeds[0]) - luck > limit + full.spread:
+        # One seed weeds out the worst.
+        if not hopeful(confirm.distance(schedule, confirm.seeds[0]), full.distances[0]):
             continue
         candidate = confirm(schedule)
-        if candidate.mean <= limit:
+        if candidate.mean <= limit and (max_distance is not None or _as_good(candidate, full)):
             return full, candidate
     if full.mean > limit:
         rule = f"is below all that was found; full width has {full.mean:.4g}"
         raise invalid("max_distance", max_distance, rule)
     return full, full
+
+
+def _as_good(candidate: Confirmation, full: Confirmation) -> bool:
+    """Whether a schedule is no worse than full width, as far as their seeds can tell."""
+    difference, error = candidate.difference(full)
+    return difference <= error
 
 
 def _best_of_ranges(entries: Sequence[Entry], count: int) -> list[Entry]:
