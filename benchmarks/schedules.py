@@ -4,8 +4,9 @@
     python benchmarks/schedules.py run -o results
 
 For each sampler a search is run as `ddsm search` runs it. What it chose is then measured from noise
-that neither the search nor its confirmation has seen, beside every uniform width, and beside random
-schedules and two-stage ones that cost as much. Each schedule starts from the same noise, so it is
+that neither the search nor its confirmation has seen, beside the nearest that it found for a half
+and for two fifths of the MACs, every uniform width, and random schedules and two-stage ones that
+cost as much as the last of these. Each schedule starts from the same noise, so it is
 compared with full width seed by seed. Writes `DIR/schedules_PRESET.json`, a Pareto plot and a grid
 of images for each sampler; an interrupted run goes on where it stopped, the search at its trial.
 
@@ -17,7 +18,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ from ddsm_tf.schedule import StepSchedule
 from ddsm_tf.search import ScheduleSpace
 from ddsm_tf.search.baselines import ramp_schedules
 from ddsm_tf.search.generations import random_genome
+from ddsm_tf.search.pareto import read_pareto
 from ddsm_tf.search.search import Confirmer
 from ddsm_tf.search.space import Genome
 from ddsm_tf.training.presets import get_preset
@@ -49,8 +51,9 @@ FRESH_SEED = 1000
 # Where the images lie says nothing about the network, and how often it was looked at neither.
 UNCHANGED = ("data", "checkpoint_every", "log_every", "sample_every")
 PRECISIONS = ("float32", "mixed_bfloat16")
+BUDGETS = (0.5, 0.4)
 DRAWN = 2000
-BASELINES = 2
+RANDOM = 2
 GRID_IMAGES = 16
 
 
@@ -208,35 +211,41 @@ def row(
 
 
 def compared(problem: SearchProblem, chosen: StepSchedule) -> Iterator[tuple[str, StepSchedule]]:
-    """Name → schedule: every uniform width, the choice, and baselines that cost as much."""
+    """Name → schedule: every uniform width, what was found, and baselines of the least budget."""
     for width in problem.model.unet.widths:
         name = "full" if width == max(problem.model.unet.widths) else f"uniform:{width:g}"
         yield name, problem.base.at_width(width)
     yield "searched", chosen
+    entries = read_pareto(problem.run.search_path / "pareto.json")
+    for budget in BUDGETS:
+        affordable = [entry for entry in entries if entry["macs_fraction"] <= budget]
+        best = min(affordable, key=lambda entry: entry["distance"])
+        cheapest = StepSchedule.from_dict(best["schedule"])
+        yield f"searched, {budget:.0%}", cheapest
     space = problem.space("nsga2")
     random = np.random.default_rng(FRESH_SEED)
     drawn = [random_genome(space, random) for _ in range(DRAWN)]
-    for number, genome in enumerate(nearest(space, drawn, chosen, problem.macs)):
+    for number, genome in enumerate(nearest(space, drawn, cheapest, problem.macs)[:RANDOM]):
         yield f"random {number + 1}", space.schedule(genome)
     two_stage = ramp_schedules(space).genomes
     rising = [genome for genome in two_stage if genome[0] > genome[-1]]
     falling = [genome for genome in two_stage if genome[0] < genome[-1]]
     for kind in (rising, falling):
-        for genome in nearest(space, kind, chosen, problem.macs):
-            first, last = space.choices[genome[0]], space.choices[genome[-1]]
-            yield f"two-stage {first:g} → {last:g}", space.schedule(genome)
+        genome = nearest(space, kind, cheapest, problem.macs)[0]
+        first, last = space.choices[genome[0]], space.choices[genome[-1]]
+        yield f"two-stage {first:g} → {last:g}", space.schedule(genome)
 
 
 def nearest(
     space: ScheduleSpace,
     genomes: Sequence[Genome],
-    chosen: StepSchedule,
+    schedule: StepSchedule,
     macs: Mapping[float, float],
-) -> Iterable[Genome]:
-    """The genomes whose cost is nearest to the choice's."""
+) -> list[Genome]:
+    """The genomes, those first whose cost is nearest to a schedule's."""
     costs = space.relative_costs(np.array(genomes), dict(macs))
-    order = np.argsort(np.abs(costs - cost_fraction(chosen, macs)), kind="stable")
-    return [genomes[place] for place in order[:BASELINES]]
+    order = np.argsort(np.abs(costs - cost_fraction(schedule, macs)), kind="stable")
+    return [genomes[place] for place in order]
 
 
 def draw(problem: SearchProblem, chosen: StepSchedule, pictures: Path) -> None:
