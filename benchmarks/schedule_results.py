@@ -22,13 +22,13 @@ def section(content: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield (
         f"{run['image_size']}×{run['image_size']} images, base {run['base_channels']}, trained for "
-        f"{run['training_steps']:,} steps of {run['batch_size']} images with "
-        f"{run['middle_widths']} middle widths in each: `{_training(run)}`. Distance: Fréchet, on "
-        "features of a classifier of these images, from noise that no search has seen; mean ± "
-        "standard deviation over seeds. Beside full: the mean difference from the same seeds ± its "
-        'standard error. "searched" is the cheapest that was as good as full width when the search '
-        'confirmed its finalists, "searched, 50%" the nearest that it found for so many MACs. '
-        "Random and two-stage schedules cost what the cheapest of these costs."
+        f"{run['training_steps']:,} steps of {run['batch_size']} images, each at the widest, the "
+        f"narrowest and {run['middle_widths']} of the other widths: `{_training(run)}`. Distance: "
+        "Fréchet, on features of a classifier of these images, from noise that no search has seen; "
+        "mean ± standard deviation over seeds. Beside full: the mean difference from the same "
+        'seeds ± its standard error. "searched" is the cheapest that was as good as full width '
+        'when the search confirmed its finalists, "searched, 50%" the nearest that it found for '
+        "so many MACs. Random and two-stage schedules cost what the cheapest of these costs."
     )
     yield ""
     head = ["searched", "MACs saved", "distance", "full width", "beside full"]

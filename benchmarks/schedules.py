@@ -256,7 +256,7 @@ def draw(problem: SearchProblem, chosen: StepSchedule, pictures: Path) -> None:
         problem.model.sample(schedule, GRID_IMAGES, seed=FRESH_SEED) for schedule in (full, chosen)
     ]
     grid = image_grid(np.concatenate(images), columns=GRID_IMAGES)
-    save_png(grid, f"{pictures}_samples.png", scale=2)
+    save_png(grid, f"{pictures}_samples.png", scale=max(2, 64 // images[0].shape[1]))
 
 
 if __name__ == "__main__":
