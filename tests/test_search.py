@@ -248,8 +248,18 @@ def test_schedules_are_compared_with_full_width_seed_by_seed(tmp_path, apart, wi
     confirm = Confirmer(measure, (1, 2, 3, 4), 10, tmp_path / "confirmations.json")
     entries = [entry(0.75, distance=5.0), entry(1.0, distance=5.0, baseline="full")]
     full, chosen = choose(entries, confirm)
+    assert len(confirm.measurements) == 8
     assert full.spread == pytest.approx(np.sqrt(2 / 3))
     assert chosen.schedule.widths[0] == width
+
+
+def test_what_is_clearly_worse_is_not_measured_from_every_seed(tmp_path):
+    calls, distances = [], {0.5: 5.05, 0.75: 4.95, 1.0: 5.0}
+    entries = [entry(width, distance=5.0) for width in (0.5, 0.75)]
+    entries.append(entry(1.0, distance=5.0, baseline="full"))
+    _, chosen = choose(entries, confirmer(distances, tmp_path, calls))
+    assert chosen.schedule.widths[0] == 0.75
+    assert [seed for width, seed in calls if width == 0.5] == [1, 2]
 
 
 def test_a_lucky_schedule_does_not_hide_those_it_dominates(tmp_path):

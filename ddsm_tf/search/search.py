@@ -20,6 +20,8 @@ from ddsm_tf.search.space import Genome, ScheduleSpace
 from ddsm_tf.search.tuner import ScheduleTuner
 
 MAX_CANDIDATES = 8
+# Standard errors by which a difference is beyond doubt.
+CLEARLY = 3.0
 
 
 NameBaseline = Callable[[Genome], str | None]
@@ -249,8 +251,10 @@ def choose(
         # One seed weeds out the worst.
         if not hopeful(confirm.distance(schedule, confirm.seeds[0]), full.distances[0]):
             continue
+        if max_distance is None and not _as_good(schedule, full, confirm):
+            continue
         candidate = confirm(schedule)
-        if candidate.mean <= limit and (max_distance is not None or _as_good(candidate, full)):
+        if candidate.mean <= limit:
             return full, candidate
     if full.mean > limit:
         rule = f"is below all that was found; full width has {full.mean:.4g}"
@@ -258,9 +262,18 @@ def choose(
     return full, full
 
 
-def _as_good(candidate: Confirmation, full: Confirmation) -> bool:
-    """Whether a schedule is no worse than full width, as far as their seeds can tell."""
-    difference, error = candidate.difference(full)
+def _as_good(schedule: StepSchedule, full: Confirmation, confirm: Confirmer) -> bool:
+    """Whether a schedule is no worse than full width, as far as their seeds can tell.
+
+    Where it is clearly worse after some of the seeds, the others are not measured.
+    """
+    for count in range(2, len(confirm.seeds) + 1):
+        measured = (confirm.distance(schedule, seed) for seed in confirm.seeds[:count])
+        candidate = Confirmation(schedule, tuple(measured))
+        so_far = Confirmation(full.schedule, full.distances[:count])
+        difference, error = candidate.difference(so_far)
+        if difference > CLEARLY * error:
+            return False
     return difference <= error
 
 
