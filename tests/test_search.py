@@ -253,6 +253,15 @@ def test_schedules_are_compared_with_full_width_seed_by_seed(tmp_path, apart, wi
     assert chosen.schedule.widths[0] == width
 
 
+@pytest.mark.parametrize(("tolerance", "width"), [(0.0, 1.0), (0.03, 0.75), (0.1, 0.5)])
+def test_a_tolerance_lets_schedules_be_worse(tmp_path, tolerance, width):
+    entries = [entry(width, distance=5.0) for width in (0.25, 0.5, 0.75)]
+    entries.append(entry(1.0, distance=5.0, baseline="full"))
+    distances = {0.25: 6.0, 0.5: 5.4, 0.75: 5.1, 1.0: 5.0}
+    _, chosen = choose(entries, confirmer(distances, tmp_path), tolerance=tolerance)
+    assert chosen.schedule.widths[0] == width
+
+
 def test_what_is_clearly_worse_is_not_measured_from_every_seed(tmp_path):
     calls, distances = [], {0.5: 5.05, 0.75: 4.95, 1.0: 5.0}
     entries = [entry(width, distance=5.0) for width in (0.5, 0.75)]

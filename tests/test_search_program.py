@@ -181,6 +181,8 @@ def _share(run):
         ({"budget": 1.5}, r"`--budget` \(=1.5\) must lie in \(0, 1\]"),
         ({"budget": 0.5, "max_distance": 3.0}, "exclude each other"),
         ({"max_distance": -1.0}, r"`--max-distance` \(=-1.0\)"),
+        ({"budget": 0.5, "tolerance": 0.1}, "exclude each other"),
+        ({"tolerance": -0.1}, r"`--tolerance` \(=-0.1\) must lie in \[0, 1\]"),
         ({"refinements": 9}, r"`--refinements` \(=9\)"),
         ({"cost": "joules"}, r"`--cost` \(='joules'\)"),
         ({"trials": 1}, r"`trials` \(=1\) must be at least 2"),
@@ -218,9 +220,13 @@ def test_every_option_of_the_command_reaches_the_search(searched, tmp_path, monk
         "skips": True,
         "budget": 0.4,
         "max_distance": None,
+        "tolerance": 0.0,
         "confirm_images": 6,
         "memory": 2,
     }
+    for option, name in (("--max-distance", "max_distance"), ("--tolerance", "tolerance")):
+        assert cli.run(["search", str(searched), option, "0.25", "--resume"]) == 0
+        assert given[name] == 0.25
 
 
 def test_steps_may_be_left_out_and_refined(tiny_run, searched, tmp_path):

@@ -177,7 +177,11 @@ def _finish(problem: SearchProblem, methods: Mapping[str, list[Entry]]) -> str:
             on_measured=bar.update,
         )
         full, chosen = choose(
-            measured, confirm, budget=options.budget, max_distance=options.max_distance
+            measured,
+            confirm,
+            budget=options.budget,
+            max_distance=options.max_distance,
+            tolerance=options.tolerance,
         )
     front = _with_schedule(front, measured, chosen.schedule)
     public = [_public(entry, options.cost) for entry in front]

@@ -55,6 +55,7 @@ class SearchOptions:
         skips: whether segments may be left out.
         budget: choose the best schedule within this share of full width's cost, in (0, 1].
         max_distance: choose the cheapest schedule within this distance.
+        tolerance: by which share of full width's distance the choice may be worse, in [0, 1].
         confirm_images: for each of the confirming seeds; None is twice `images`.
         memory: MiB for states that schedules share.
 
@@ -76,6 +77,7 @@ class SearchOptions:
     skips: bool = False
     budget: float | None = None
     max_distance: float | None = None
+    tolerance: float = 0.0
     confirm_images: int | None = None
     memory: int = 1024
 
@@ -88,8 +90,11 @@ class SearchOptions:
             raise invalid("--budget", self.budget, "must lie in (0, 1]")
         if self.max_distance is not None and not 0.0 < self.max_distance < np.inf:
             raise invalid("--max-distance", self.max_distance, "must be a positive number")
-        if self.budget is not None and self.max_distance is not None:
-            raise InputError("`--budget` and `--max-distance` exclude each other; give one")
+        if not 0.0 <= self.tolerance <= 1.0:
+            raise invalid("--tolerance", self.tolerance, "must lie in [0, 1]")
+        if (self.budget, self.max_distance, self.tolerance or None).count(None) < 2:
+            names = "`--budget`, `--max-distance` and `--tolerance`"
+            raise InputError(f"{names} exclude each other; give one")
         if not 0 <= self.refinements <= 8:
             raise invalid("--refinements", self.refinements, "must lie in [0, 8]")
 

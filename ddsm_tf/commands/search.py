@@ -95,6 +95,14 @@ def importance(run: str, budgets: tuple[float, ...], **options: Any) -> None:
 @click.option("--budget", type=float, help="Choose the best within this share of full cost.")
 @click.option("--max-distance", type=float, help="Choose the cheapest within this distance.")
 @click.option(
+    "--tolerance",
+    type=float,
+    default=0.0,
+    show_default=True,
+    metavar="SHARE",
+    help="Choose the cheapest that is worse than full width by no more than this.",
+)
+@click.option(
     "--confirm-images",
     type=click.IntRange(min=2),
     help="Images for each of the seeds that confirm the choice; twice a trial's if left out.",

@@ -207,20 +207,22 @@ def choose(
     *,
     budget: float | None = None,
     max_distance: float | None = None,
+    tolerance: float = 0.0,
 ) -> tuple[Confirmation, Confirmation]:
     """Choose a schedule and confirm it on noise that the search has not seen.
 
     By default the cheapest that is as good as full width. Schedules that start from the same noise
     share their luck, so they are compared seed by seed: the mean difference must not exceed its
-    standard error, nor full width's own spread. At most eight candidates are confirmed. They need
-    not lie on the Pareto front: one lucky schedule dominates all costlier ones, and where it does
-    not hold those are needed.
+    standard error (nor full width's own spread), or the tolerance. At most eight candidates are
+    confirmed. They need not lie on the Pareto front: one lucky schedule dominates all costlier
+    ones, and where it does not hold those are needed.
 
     Args:
         entries: all that were measured, in any order, the baseline "full" among them.
         confirm: measures candidates.
         budget: choose the best whose cost is at most this share of full width's instead.
         max_distance: choose the cheapest whose mean distance is at most this instead.
+        tolerance: by which share of full width's distance a schedule may be worse.
 
     Returns:
         Full width and the chosen schedule.
@@ -233,8 +235,9 @@ def choose(
     if budget is not None:
         return full, _best_within(entries, confirm, budget, full_entry["cost"])
     # Distances from the same noise differ little by luck, those from other noise by `spread`.
+    allowed = tolerance * full.mean
     if max_distance is None:
-        limit, margin = full.mean + full.spread, 0.0
+        limit, margin = full.mean + max(full.spread, allowed), 0.0
     else:
         limit, margin = max_distance, 2.0 * full.spread
 
@@ -251,7 +254,7 @@ def choose(
         # One seed weeds out the worst.
         if not hopeful(confirm.distance(schedule, confirm.seeds[0]), full.distances[0]):
             continue
-        if max_distance is None and not _as_good(schedule, full, confirm):
+        if max_distance is None and not _as_good(schedule, full, confirm, allowed):
             continue
         candidate = confirm(schedule)
         if candidate.mean <= limit:
@@ -262,8 +265,10 @@ def choose(
     return full, full
 
 
-def _as_good(schedule: StepSchedule, full: Confirmation, confirm: Confirmer) -> bool:
-    """Whether a schedule is no worse than full width, as far as their seeds can tell.
+def _as_good(
+    schedule: StepSchedule, full: Confirmation, confirm: Confirmer, allowed: float
+) -> bool:
+    """Whether a schedule is no worse than full width as far as their seeds can tell, or allowed.
 
     Where it is clearly worse after some of the seeds, the others are not measured.
     """
@@ -272,9 +277,9 @@ def _as_good(schedule: StepSchedule, full: Confirmation, confirm: Confirmer) -> 
         candidate = Confirmation(schedule, tuple(measured))
         so_far = Confirmation(full.schedule, full.distances[:count])
         difference, error = candidate.difference(so_far)
-        if difference > CLEARLY * error:
+        if difference > allowed + CLEARLY * error:
             return False
-    return difference <= error
+    return difference <= max(error, allowed)
 
 
 def _best_of_ranges(entries: Sequence[Entry], count: int) -> list[Entry]:
