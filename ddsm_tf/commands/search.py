@@ -100,7 +100,7 @@ def importance(run: str, budgets: tuple[float, ...], **options: Any) -> None:
     default=0.0,
     show_default=True,
     metavar="SHARE",
-    help="Choose the cheapest that is worse than full width by no more than this.",
+    help="Choose the cheapest whose distance exceeds full width's by no more than this share.",
 )
 @click.option(
     "--confirm-images",
