@@ -52,7 +52,7 @@ def section(content: Mapping[str, Any]) -> Iterator[str]:
         yield ""
         picture = f"results/schedules_{run['preset']}_{name}"
         yield f"![Pareto front, {name}]({picture}_pareto.png)"
-        yield f"![Full width above, searched below]({picture}_samples.png)"
+        yield f"![Rows: full width, searched, searched at 40%]({picture}_samples.png)"
 
 
 def _training(run: Mapping[str, Any]) -> str:

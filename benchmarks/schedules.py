@@ -52,6 +52,7 @@ FRESH_SEED = 1000
 UNCHANGED = ("data", "checkpoint_every", "log_every", "sample_every")
 PRECISIONS = ("float32", "mixed_bfloat16")
 BUDGETS = (0.5, 0.4)
+SHOWN = ("full", "searched", "searched, 40%")
 DRAWN = 2000
 RANDOM = 2
 GRID_IMAGES = 16
@@ -157,7 +158,7 @@ def measure(run: Run, plan: Plan, seeds: int, pictures: Path) -> dict[str, Any]:
             on_measured=bar.update,
         )
         rows = [row(name, schedule, confirm, problem.macs) for name, schedule in schedules.items()]
-    draw(problem, chosen, pictures)
+    draw(problem, [schedules[name] for name in SHOWN], pictures)
     result = read_json(searched.search_path / "result.json", argument="search result")
     return {
         "trials": problem.trials,
@@ -248,12 +249,11 @@ def nearest(
     return [genomes[place] for place in order]
 
 
-def draw(problem: SearchProblem, chosen: StepSchedule, pictures: Path) -> None:
-    """The search's Pareto plot, and images at full width (above) and by the choice (below)."""
+def draw(problem: SearchProblem, schedules: Sequence[StepSchedule], pictures: Path) -> None:
+    """The search's Pareto plot, and a row of images for each schedule, from the same noise."""
     shutil.copy(problem.run.search_path / "pareto.png", f"{pictures}_pareto.png")
-    full = problem.base.at_width(max(problem.model.unet.widths))
     images = [
-        problem.model.sample(schedule, GRID_IMAGES, seed=FRESH_SEED) for schedule in (full, chosen)
+        problem.model.sample(schedule, GRID_IMAGES, seed=FRESH_SEED) for schedule in schedules
     ]
     grid = image_grid(np.concatenate(images), columns=GRID_IMAGES)
     save_png(grid, f"{pictures}_samples.png", scale=max(2, 64 // images[0].shape[1]))
