@@ -81,14 +81,23 @@ class Stages:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         known = read_json(path, argument="OUT") if path.exists() else {}
-        self.content: dict[str, Any] = {"provenance": provenance(libraries), **known}
+        present = provenance(libraries)
+        self.command = present["command"]
+        self.content: dict[str, Any] = {"provenance": present, **known}
 
     def measure(self, name: str, measure: Callable[[], Any]) -> Any:
         """The result of a stage: measured now, unless the file has it."""
         if name not in self.content:
             self.content[name] = measure()
+            self._note_command()
             write_json(self.path, self.content)
         return self.content[name]
+
+    def _note_command(self) -> None:
+        """Name the present command beside those that measured earlier stages."""
+        kept = self.content["provenance"]
+        if self.command not in kept["command"].splitlines():
+            kept["command"] += f"\n{self.command}"
 
 
 def provenance(libraries: Sequence[str]) -> dict[str, Any]:

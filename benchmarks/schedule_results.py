@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,6 @@ from tables import table
 from ddsm_tf.schedule import StepSchedule
 
 SEARCHED, FULL = "searched", "full"
-BUDGETS = ("50%", "40%")
 
 
 def section(content: Mapping[str, Any]) -> Iterator[str]:
@@ -32,8 +31,13 @@ def section(content: Mapping[str, Any]) -> Iterator[str]:
     )
     yield ""
     head = ["searched", "MACs saved", "distance", "full width", "beside full"]
-    head += [f"beside full, {budget} of the MACs" for budget in BUDGETS]
-    yield from table(head, [_summary(name, content[name]) for name in samplers])
+    budgets = [
+        row["name"].removeprefix(f"{SEARCHED}, ")
+        for row in content[samplers[0]]["rows"]
+        if row["name"].startswith(f"{SEARCHED}, ")
+    ]
+    head += [f"beside full, {budget} of the MACs" for budget in budgets]
+    yield from table(head, [_summary(name, content[name], budgets) for name in samplers])
     for name in samplers:
         found = content[name]
         yield ""
@@ -52,7 +56,7 @@ def section(content: Mapping[str, Any]) -> Iterator[str]:
         yield ""
         picture = f"results/schedules_{run['preset']}_{name}"
         yield f"![Pareto front, {name}]({picture}_pareto.png)"
-        yield f"![Rows: full width, searched, searched at 40%]({picture}_samples.png)"
+        yield f"![Rows: full width, searched, searched at {budgets[-1]}]({picture}_samples.png)"
 
 
 def _training(run: Mapping[str, Any]) -> str:
@@ -67,12 +71,12 @@ def _setting(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def _summary(name: str, found: Mapping[str, Any]) -> list[str]:
+def _summary(name: str, found: Mapping[str, Any], budgets: Sequence[str]) -> list[str]:
     rows, full = {row["name"]: row for row in found["rows"]}, _full(found)
     searched = rows[SEARCHED]
     saved = f"{1.0 - searched['macs_fraction']:.0%}"
     cells = [name, saved, _distance(searched), _distance(full), _difference(searched, full)]
-    return cells + [_difference(rows[f"{SEARCHED}, {budget}"], full) for budget in BUDGETS]
+    return cells + [_difference(rows[f"{SEARCHED}, {budget}"], full) for budget in budgets]
 
 
 def _full(found: Mapping[str, Any]) -> Mapping[str, Any]:

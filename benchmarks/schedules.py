@@ -49,10 +49,10 @@ KEPT = ("config.json", "weights.keras", "classifier.keras", "importance.json")
 # Seeds that neither the search (0) nor its confirmation (1 to 4) takes.
 FRESH_SEED = 1000
 # Where the images lie says nothing about the network, and how often it was looked at neither.
-UNCHANGED = ("data", "checkpoint_every", "log_every", "sample_every")
+IRRELEVANT = ("data", "checkpoint_every", "log_every", "sample_every")
 PRECISIONS = ("float32", "mixed_bfloat16")
 BUDGETS = (0.5, 0.4)
-SHOWN = ("full", "searched", "searched, 40%")
+SHOWN = ("full", "searched", f"searched, {BUDGETS[-1]:.0%}")
 DRAWN = 2000
 RANDOM = 2
 GRID_IMAGES = 16
@@ -127,7 +127,7 @@ def about(run: Run) -> dict[str, Any]:
     changed = {
         field.name: getattr(config, field.name)
         for field in dataclasses.fields(config)
-        if field.name not in UNCHANGED
+        if field.name not in IRRELEVANT
         and getattr(config, field.name) != getattr(preset, field.name)
     }
     return {

@@ -65,6 +65,13 @@ def test_stages_that_are_done_are_not_measured_again(tmp_path):
     about = third.content["provenance"]
     assert about["versions"]["numpy"] == np.__version__
     assert about["versions"]["no-such-library"] is None
+    # Every command that measured a stage is named, once.
+    third.command = "python benchmarks/other.py"
+    third.measure("a", lambda: pytest.fail("measured again"))
+    third.measure("c", lambda: 3)
+    third.measure("d", lambda: 4)
+    kept = measuring.Stages(path, []).content["provenance"]["command"].splitlines()
+    assert len(kept) == 2 and kept[1] == "python benchmarks/other.py"
     assert about["machine"]["cpus"] >= 1 and about["command"].startswith("python benchmarks/")
 
 

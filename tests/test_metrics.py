@@ -112,6 +112,9 @@ def test_classifier_is_fixed_by_its_seed_and_survives_a_file(network, digits, tm
     network.save(tmp_path / "classifier.keras")
     loaded = FeatureNetwork.load(tmp_path / "classifier.keras")
     np.testing.assert_array_equal(loaded(digits.images[:50]), network(digits.images[:50]))
+    # Weights alone, not what trained them.
+    weights = 4 * network.classifier.count_params()
+    assert (tmp_path / "classifier.keras").stat().st_size < 1.5 * weights + 50_000
 
 
 def test_images_without_labels_are_told_apart_by_their_turns(digits):

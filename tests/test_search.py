@@ -237,7 +237,7 @@ def test_the_cheapest_confirmed_schedule_is_chosen(tmp_path):
 
 @pytest.mark.parametrize(("apart", "width"), [((0.06, 0.02), 1.0), ((0.08, -0.06), 0.75)])
 def test_schedules_are_compared_with_full_width_seed_by_seed(tmp_path, apart, width):
-    # Full width's spread from seed to seed is 1; the differences are known far better.
+    # Full width varies from seed to seed by 0.8; the differences are known far better.
     def measure(schedule, seed, images):
         worse = apart[seed % 2] if schedule.widths[0] < 1.0 else 0.0
         counted = dict.fromkeys(

@@ -75,8 +75,11 @@ class FeatureNetwork:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write a `.keras` file, atomically."""
+        # A copy has no optimizer, whose state would be three quarters of the file.
+        bare = type(self.classifier).from_config(self.classifier.get_config())
+        bare.set_weights(self.classifier.get_weights())
         with atomic_file(path) as temporary:
-            self.classifier.save(temporary)
+            bare.save(temporary)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> FeatureNetwork:

@@ -244,12 +244,12 @@ def choose(
     def hopeful(distance: float, full_distance: float) -> bool:
         return distance - full_distance + full.mean <= limit + margin
 
-    some = [
+    promising = [
         entry
         for entry in entries
         if entry["cost"] < full_entry["cost"] and hopeful(entry["distance"], full_entry["distance"])
     ]
-    for entry in _best_of_ranges(some, MAX_CANDIDATES):
+    for entry in _best_of_ranges(promising, MAX_CANDIDATES):
         schedule = StepSchedule.from_dict(entry["schedule"])
         # One seed weeds out the worst.
         if not hopeful(confirm.distance(schedule, confirm.seeds[0]), full.distances[0]):
