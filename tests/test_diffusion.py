@@ -321,7 +321,7 @@ def test_fit_compiled_by_xla_takes_the_same_step(monkeypatch):
     models = [make_model((1.0,)) for _ in range(2)]
     before, losses = weights_of(models[0]), []
     for model, options in zip(models, [{"jit_compile": True}, {"run_eagerly": True}], strict=True):
-        monkeypatch.setattr(model, "_draw", lambda batch: (t, noise))
+        monkeypatch.setattr(model._draws, "timesteps_and_noise", lambda batch: (t, noise))
         model.compile(SGD(0.1), **options)
         history = model.fit(random_images(), batch_size=4, shuffle=False, verbose=0).history
         losses += history["loss"]

@@ -14,15 +14,11 @@ from keras import ops
 from ddsm_tf.errors import InputError, invalid
 from ddsm_tf.models.averaging import AveragedWeights, steps_done
 from ddsm_tf.models.compiled import CompiledDenoiser
+from ddsm_tf.models.draws import TrainingDraws
 from ddsm_tf.models.layers import PACKAGE
 from ddsm_tf.models.objective import Objective
 from ddsm_tf.models.optimizers import _ClipReducedGradients
-from ddsm_tf.models.replicas import (
-    replica_count,
-    replica_index,
-    runs_on_several_hosts,
-    strategy_replicas,
-)
+from ddsm_tf.models.replicas import runs_on_several_hosts, strategy_replicas
 from ddsm_tf.models.unet import SlimmableUNet
 from ddsm_tf.noise import NoiseTable
 from ddsm_tf.sampling import clip_to_range, sample_images
@@ -114,6 +110,7 @@ class DiffusionModel(AveragedWeights, keras.Model):
         self._objective = Objective.of(noise_table, weighting)
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
+        self._draws = TrainingDraws(self.seed_generator, self._objective, unet.image_shape)
         self.loss_trackers = {
             width: keras.metrics.Mean(name=loss_name(width)) for width in unet.widths
         }
@@ -159,9 +156,10 @@ class DiffusionModel(AveragedWeights, keras.Model):
         """What a width gets: the network's inputs, its target and the weight."""
         images, labels = self._check_inputs(inputs)
         count = ops.shape(images)[0]
-        t, noise = self._draw(count)
+        t, noise = self._draws.timesteps_and_noise(count)
         if labels is not None and training and self.label_dropout:
-            labels = self._drop(labels, count)
+            hidden = self._draws.hidden(count, self.label_dropout)
+            labels = ops.where(hidden, self.unet.num_classes, labels)
         at_t = self._objective.at(t)
         x_t = at_t.signal * images + at_t.noise * noise
         target = at_t.target_image * images + at_t.target_noise * noise
@@ -181,36 +179,6 @@ class DiffusionModel(AveragedWeights, keras.Model):
             imitation = ops.mean(ops.square(output - teacher), axis=(1, 2, 3))
             loss = (1.0 - self.distillation) * loss + self.distillation * imitation
         return loss * ops.reshape(weight, (-1,)), ops.stop_gradient(output)
-
-    def _draw(self, batch: Any) -> tuple[Any, Any]:
-        """This replica's rows of the global batch's timesteps, int32 (N,), and noise."""
-        rows = batch * replica_count()
-        t = self._draw_timesteps(rows)
-        noise = keras.random.normal(
-            (rows, *self.unet.image_shape), dtype="float32", seed=self.seed_generator
-        )
-        return self._mine(t, batch), self._mine(noise, batch)
-
-    def _draw_timesteps(self, rows: Any) -> Any:
-        cumulative = self._objective.cumulative_probabilities
-        if cumulative is None:
-            T = self.noise_table.train_timesteps
-            return keras.random.randint((rows,), 0, T, seed=self.seed_generator)
-        uniform = keras.random.uniform((rows,), dtype="float32", seed=self.seed_generator)
-        return ops.cast(ops.searchsorted(cumulative, uniform), "int32")
-
-    def _drop(self, labels: Any, batch: Any) -> Any:
-        """`labels` with some replaced by "no class"."""
-        rows = batch * replica_count()
-        uniform = keras.random.uniform((rows,), dtype="float32", seed=self.seed_generator)
-        dropped = self._mine(uniform, batch) < self.label_dropout
-        return ops.where(dropped, self.unet.num_classes, labels)
-
-    def _mine(self, values: Any, batch: Any) -> Any:
-        """This replica's rows of what was drawn for the global batch."""
-        if replica_count() == 1:
-            return values
-        return ops.take(values, batch * replica_index() + ops.arange(batch), axis=0)
 
     def _check_inputs(self, inputs: Any) -> tuple[Any, Any]:
         if not self.unet.num_classes:
