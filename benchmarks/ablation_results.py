@@ -40,8 +40,8 @@ def section(content: Mapping[str, Any]) -> Iterator[str]:
         ]
         yield from table(head, rows)
     yield ""
-    for name, about in settings["about"].items():
-        yield f"- `{name}`: {about}"
+    for name, found in results.items():
+        yield f"- `{name}`: {found[seeds[0]]['about']}"
 
 
 def _by_variant(content: Mapping[str, Any]) -> dict[str, dict[int, Any]]:

@@ -115,6 +115,7 @@ VARIANTS = {
         model=DiffusionModel,
         batch_share=0.25,
     ),
+    "v_prediction": Variant("the network puts out v and not the noise", {"prediction": "v"}),
     "distillation_0.5": Variant("half of the target is the widest's output", {"distillation": 0.5}),
     "distillation_1": Variant("the target is the widest's output", {"distillation": 1.0}),
 }
@@ -140,7 +141,7 @@ def main() -> None:
     config = dataclasses.replace(config, middle_widths=len(config.widths))
     ablations = Ablations(config, options.images)
     stages = Stages(options.out / f"ablations_{options.preset}.json", LIBRARIES)
-    stages.measure("settings", lambda: ablations.settings(options))
+    stages.measure("settings", ablations.settings)
     for seed in options.seeds:
         for name in options.variants:
             stages.measure(f"{name}, seed {seed}", lambda n=name, s=seed: ablations.run(n, s))
@@ -164,7 +165,7 @@ class Ablations:
         self.distance = FrechetDistance(network, data.images)
         self.macs = macs_per_width(run.new_unet())
 
-    def settings(self, options: argparse.Namespace) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """What is the same for all."""
         return {
             "preset": self.config.preset,
@@ -176,12 +177,15 @@ class Ablations:
             "held_out_images": len(self.held_out.images),
             "sampled_images": self.images,
             "sampling_steps": self.config.sampling_steps,
-            "about": {name: VARIANTS[name].about for name in options.variants},
         }
 
     def run(self, name: str, seed: int) -> dict[str, Any]:
         """Train a variant and judge every width."""
         variant = VARIANTS[name]
+        return {"about": variant.about, **self.trained(name, variant, seed)}
+
+    def trained(self, name: str, variant: Variant, seed: int) -> dict[str, Any]:
+        """Steps, and error and distance by width, of a variant trained from a seed."""
         batch = round(self.config.batch_size * variant.batch_share)
         config = dataclasses.replace(self.config, seed=seed, batch_size=batch, **variant.changes)
         with variant.patched():

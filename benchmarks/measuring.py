@@ -81,33 +81,35 @@ class Stages:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         known = read_json(path, argument="OUT") if path.exists() else {}
-        present = provenance(libraries)
-        self.command = present["command"]
-        self.content: dict[str, Any] = {"provenance": present, **known}
+        self.present = provenance(libraries)
+        self.content: dict[str, Any] = {"provenance": [], **known}
 
     def measure(self, name: str, measure: Callable[[], Any]) -> Any:
         """The result of a stage: measured now, unless the file has it."""
         if name not in self.content:
             self.content[name] = measure()
-            self._note_command()
+            self._note_provenance()
             write_json(self.path, self.content)
         return self.content[name]
 
-    def _note_command(self) -> None:
-        """Name the present command beside those that measured earlier stages."""
-        kept = self.content["provenance"]
-        if self.command not in kept["command"].splitlines():
-            kept["command"] += f"\n{self.command}"
+    def _note_provenance(self) -> None:
+        """Say by which command, when and where the stage was measured, unless it is said."""
+        present, noted = self.present, self.content["provenance"]
+        for kept in noted:
+            if {**kept, "commands": None} == {**present, "commands": None}:
+                kept["commands"] = list(dict.fromkeys([*kept["commands"], *present["commands"]]))
+                return
+        noted.append(present)
 
 
 def provenance(libraries: Sequence[str]) -> dict[str, Any]:
-    """Command, date, machine and versions: what a table must name beside its numbers.
+    """Commands, date, machine and versions: what a table must name beside its numbers.
 
     Nothing in it tells whose machine it is.
     """
     program = Path(sys.argv[0])
     return {
-        "command": shlex.join(["python", f"benchmarks/{program.name}", *sys.argv[1:]]),
+        "commands": [shlex.join(["python", f"benchmarks/{program.name}", *sys.argv[1:]])],
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": machine(),
         "versions": {name: _version(name) for name in ("ddsm_tf", *libraries)},

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 from tables import table
 
-from ddsm_tf.schedule import StepSchedule
-
 SEARCHED, FULL = "searched", "full"
 
 
@@ -47,12 +45,15 @@ def section(content: Mapping[str, Any]) -> Iterator[str]:
             f"{found['trials']} trials of {found['images']} images, "
             f"{found['search_calls']:,.0f} network calls at full width; sampled in "
             f"{found['precision']}, measured with {found['fresh_images']} images a seed. "
-            f"Real images have {found['floor']:.2f}. "
-            f"Chosen: {StepSchedule.from_dict(found['chosen']).describe()}."
+            f"Real images have {found['floor']:.2f}."
         )
         yield ""
         head = ["schedule", "MACs", "distance", "beside full"]
         yield from table(head, [_row(row, _full(found)) for row in found["rows"]])
+        yield ""
+        for row in found["rows"]:
+            if row["name"].startswith(SEARCHED):
+                yield f"- {row['name']}: {row['widths']}"
         yield ""
         picture = f"results/schedules_{run['preset']}_{name}"
         yield f"![Pareto front, {name}]({picture}_pareto.png)"

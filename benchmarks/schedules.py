@@ -168,7 +168,6 @@ def measure(run: Run, plan: Plan, seeds: int, pictures: Path) -> dict[str, Any]:
         "distance_name": result["distance_name"],
         "floor": result["floor"],
         "search_calls": sum(spent["full_calls"] for spent in result["calls"].values()),
-        "chosen": chosen.to_dict(),
         "rows": rows,
     }
 
@@ -203,9 +202,10 @@ def copy_of(run: Run, plan: Plan) -> Run:
 def row(
     name: str, schedule: StepSchedule, confirm: Confirmer, macs: Mapping[float, float]
 ) -> dict[str, Any]:
-    """A schedule's share of full width's MACs, and its distance from each seed."""
+    """A schedule in words, its share of full width's MACs, and its distance from each seed."""
     return {
         "name": name,
+        "widths": schedule.describe(),
         "macs_fraction": cost_fraction(schedule, macs),
         "distances": list(confirm(schedule).distances),
     }
@@ -233,8 +233,10 @@ def compared(problem: SearchProblem, chosen: StepSchedule) -> Iterator[tuple[str
     falling = [genome for genome in two_stage if genome[0] < genome[-1]]
     for kind in (rising, falling):
         genome = nearest(space, kind, cheapest, problem.macs)[0]
-        first, last = space.choices[genome[0]], space.choices[genome[-1]]
-        yield f"two-stage {first:g} → {last:g}", space.schedule(genome)
+        schedule = space.schedule(genome)
+        first, last = schedule.widths[0], schedule.widths[-1]
+        switch = schedule.widths.index(last)
+        yield f"two-stage {first:g} → {last:g} after {switch}", schedule
 
 
 def nearest(

@@ -22,17 +22,24 @@ def with_quartiles(values: Sequence[float] | np.ndarray, digits: int) -> str:
     return f"{median:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
-def measured(provenance: Mapping[str, Any]) -> Iterator[str]:
-    """The command, the day, the machine and the versions."""
-    machine = provenance["machine"]
+def measured(provenance: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The commands, the day, the machine and the versions; again for every other day or machine."""
+    for place, present in enumerate(provenance):
+        if place:
+            yield ""
+        yield from _measured(present)
+
+
+def _measured(present: Mapping[str, Any]) -> Iterator[str]:
+    machine = present["machine"]
     features = ", ".join(machine["features"])
-    versions = ", ".join(f"{name} {number}" for name, number in provenance["versions"].items())
+    versions = ", ".join(f"{name} {number}" for name, number in present["versions"].items())
     yield "```sh"
-    yield provenance["command"]
+    yield from present["commands"]
     yield "```"
     yield ""
     yield (
-        f"{provenance['date']}; {machine['processor']} ({machine['architecture']}; {features}), "
+        f"{present['date']}; {machine['processor']} ({machine['architecture']}; {features}), "
         f"{machine['cpus']} CPUs, {machine['memory_gib']} GiB; "
         f"Python {machine['python']}, {versions}."
     )

@@ -55,24 +55,34 @@ def test_turns_are_fair_and_only_their_last_call_is_timed(monkeypatch):
 
 def test_stages_that_are_done_are_not_measured_again(tmp_path):
     path = tmp_path / "new" / "out.json"
-    first = measuring.Stages(path, ["numpy", "no-such-library"])
+    first = measuring.Stages(path, ["numpy"])
     assert first.measure("a", lambda: {"x": 1}) == {"x": 1}
     second = measuring.Stages(path, ["numpy"])
     assert second.measure("a", lambda: pytest.fail("measured again")) == {"x": 1}
     assert second.measure("b", lambda: 2) == 2
     third = measuring.Stages(path, [])
     assert set(third.content) == {"provenance", "a", "b"}
-    about = third.content["provenance"]
+    (about,) = third.content["provenance"]
     assert about["versions"]["numpy"] == np.__version__
-    assert about["versions"]["no-such-library"] is None
-    # Every command that measured a stage is named, once.
-    third.command = "python benchmarks/other.py"
-    third.measure("a", lambda: pytest.fail("measured again"))
-    third.measure("c", lambda: 3)
-    third.measure("d", lambda: 4)
-    kept = measuring.Stages(path, []).content["provenance"]["command"].splitlines()
-    assert len(kept) == 2 and kept[1] == "python benchmarks/other.py"
-    assert about["machine"]["cpus"] >= 1 and about["command"].startswith("python benchmarks/")
+    assert about["machine"]["cpus"] >= 1 and about["commands"][0].startswith("python benchmarks/")
+
+
+def test_stages_name_every_command_and_machine_that_measured_one(tmp_path):
+    path = tmp_path / "out.json"
+    measuring.Stages(path, ["no-such-library"]).measure("a", lambda: 1)
+    other = measuring.Stages(path, ["no-such-library"])
+    other.present["commands"] = ["python benchmarks/other.py"]
+    for name in "abc":
+        other.measure(name, lambda: 2)
+    (kept,) = measuring.Stages(path, []).content["provenance"]
+    assert len(kept["commands"]) == 2 and kept["commands"][1] == "python benchmarks/other.py"
+    assert kept["versions"]["no-such-library"] is None
+    elsewhere = measuring.Stages(path, ["no-such-library"])
+    elsewhere.present["machine"]["cpus"] = 1000
+    elsewhere.measure("d", lambda: 3)
+    here, there = measuring.Stages(path, []).content["provenance"]
+    assert here == kept and there["machine"]["cpus"] == 1000
+    assert [line for line in tables.measured([here, there]) if "1000 CPUs" in line]
 
 
 def test_tables():
