@@ -79,7 +79,7 @@ def data_sheet(config: RunConfig, costs: dict[float, Cost]) -> str:
         f"  images          {config.image_size} × {config.image_size} × {config.channels}"
         + (f", {config.num_classes} classes" if config.num_classes else ""),
         f"  training        {config.steps:,} steps of {config.batch_size} images, Adam "
-        f"{config.learning_rate:g}",
+        f"{config.learning_rate:g}, predicting {config.prediction}",
         f"  sampling        {config.sampling_steps} steps of {config.sampler}",
         f"  memory          about {training_memory(config, costs) / GIB:.1f} GiB to train on one "
         "device; fewer images a device need less",
