@@ -19,7 +19,8 @@ def section(content: Mapping[str, Any]) -> Iterator[str]:
     widths = [str(float(width)) for width in settings["widths"]]
     seeds = sorted(results[BASELINE])
     preset = get_preset(settings["preset"])
-    yield f"## Ablations: `{preset.preset}`"
+    others = [name for name in results if name != BASELINE]
+    yield f"## Ablations: `{preset.preset}`" + (f", {others[0]}" if len(others) == 1 else "")
     yield ""
     yield (
         f"{preset.image_size}×{preset.image_size} images, base {settings['base_channels']}; every "
