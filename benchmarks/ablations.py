@@ -144,7 +144,10 @@ def main() -> None:
     stages.measure("settings", ablations.settings)
     for seed in options.seeds:
         for name in options.variants:
-            stages.measure(f"{name}, seed {seed}", lambda n=name, s=seed: ablations.run(n, s))
+            stages.measure(
+                f"{name}, seed {seed}",
+                lambda n=name, s=seed: {"about": VARIANTS[n].about, **ablations.run(n, s)},
+            )
 
 
 class Ablations:
@@ -182,10 +185,6 @@ class Ablations:
     def run(self, name: str, seed: int) -> dict[str, Any]:
         """Train a variant and judge every width."""
         variant = VARIANTS[name]
-        return {"about": variant.about, **self.trained(name, variant, seed)}
-
-    def trained(self, name: str, variant: Variant, seed: int) -> dict[str, Any]:
-        """Steps, and error and distance by width, of a variant trained from a seed."""
         batch = round(self.config.batch_size * variant.batch_share)
         config = dataclasses.replace(self.config, seed=seed, batch_size=batch, **variant.changes)
         with variant.patched():
