@@ -49,7 +49,7 @@ class SharedNoiseModel(DiffusionModel):
 class RandomWidthModel(DiffusionModel):
     """Trains one width a step, drawn uniformly."""
 
-    def _sandwiches(self) -> list[tuple[float, ...]]:
+    def _width_choices(self) -> list[tuple[float, ...]]:
         return [(width,) for width in self.unet.widths]
 
 
@@ -249,7 +249,7 @@ class Ablations:
         """Steps that cost what the baseline's do; a network alone has as many as they are."""
         if len(model.unet.widths) == 1:
             return self.config.steps
-        sandwiches = model._sandwiches()
+        sandwiches = model._width_choices()
         cost = sum(self.macs[width] for widths in sandwiches for width in widths)
         cost *= batch_size / self.config.batch_size
         return round(self.config.steps * sum(self.macs.values()) * len(sandwiches) / cost)

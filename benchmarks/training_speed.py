@@ -36,7 +36,7 @@ class OneChoice(DiffusionModel):
 
     choice: tuple[float, ...]
 
-    def _sandwiches(self) -> list[tuple[float, ...]]:
+    def _width_choices(self) -> list[tuple[float, ...]]:
         return [self.choice]
 
 
@@ -70,7 +70,7 @@ def steps(config: Any, options: argparse.Namespace) -> dict[str, Any]:
     for middle_widths in options.middle_widths:
         model = run.new_model()
         model.middle_widths = middle_widths
-        choices |= set(model._sandwiches())
+        choices |= set(model._width_choices())
     turns: dict[Any, Callable[[], Any]] = {
         choice: _step(run, choice, images) for choice in sorted(choices, key=len)
     }

@@ -204,6 +204,22 @@ class StepSchedule:
                 calls.update(widths[:-1])
         return dict(sorted(calls.items(), reverse=True))
 
+    def timesteps_by_width(self) -> dict[float, tuple[int, ...]]:
+        """Width → the timesteps of training in [0, T) at which the schedule uses it, widest first.
+
+        A timestep that no step visits counts to the nearest that one does; halfway between two, to
+        the less noisy one. Under guidance it counts to the widths of both branches.
+        """
+        halfway = [(noisier + t) // 2 for noisier, t in pairwise(self.timesteps)]
+        # Of each step: the noisiest of its timesteps, and the noisiest of the next step's.
+        borders = pairwise([self.train_timesteps - 1, *halfway, -1])
+        found: dict[float, set[int]] = {}
+        branches = (self.widths, self.unconditional_widths if self.guided else self.widths)
+        for (noisiest, next_noisiest), *widths in zip(borders, *branches, strict=True):
+            for width in widths:
+                found.setdefault(width, set()).update(range(next_noisiest + 1, noisiest + 1))
+        return {width: tuple(sorted(found[width])) for width in sorted(found, reverse=True)}
+
     def segments(self) -> list[tuple[float, int]]:
         """(width, number of steps) of each run of equal widths, in sampling order."""
         return [(width, len(list(run))) for width, run in groupby(self.widths)]

@@ -52,7 +52,7 @@ class Optimization:
         sparsity: share of zeros in each pruned kernel, in (0, 1); of "prune".
         clusters: values of each clustered kernel, 2 to 256; of "cluster".
         seed: fixes the images, timesteps and noise of every step.
-        weighting: of the timesteps, "uniform" or "min_snr", as in training.
+        weighting: of the timesteps, as in training; see `ddsm_tf.models.objective`.
         label_dropout: share of the labels that are hidden, in [0, 1], as in training.
 
     Raises:

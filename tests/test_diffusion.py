@@ -111,12 +111,12 @@ def test_each_step_trains_the_sandwich_of_its_number(fit):
     assert set(trained) == {(1.0, 0.75, 0.25), (1.0, 0.5, 0.25)}
     # Another model of the same seed agrees; this is what a resumed run relies on.
     other = make_model(FOUR, seed=3)
-    assert trained == [other._choose_sandwich(step) for step in range(8)]
+    assert trained == [other._choose_widths(step) for step in range(8)]
 
 
 def test_choice_of_widths_is_even_and_depends_on_the_seed():
     choices = [
-        [model._choose_sandwich(step)[1] for step in range(200)]
+        [model._choose_widths(step)[1] for step in range(200)]
         for model in (make_model(FOUR, seed=0), make_model(FOUR, seed=1))
     ]
     assert choices[0] != choices[1]
@@ -180,13 +180,13 @@ def test_averaged_weights_without_an_average():
     ],
 )
 def test_sandwiches(widths, middle_widths, expected):
-    assert make_model(widths, middle_widths=middle_widths)._sandwiches() == expected
+    assert make_model(widths, middle_widths=middle_widths)._width_choices() == expected
 
 
 def asked_steps(monkeypatch, model, data, **fit_options):
     """Fit without learning; returns the step numbers for which widths were chosen."""
-    steps, choose = [], model._choose_sandwich
-    monkeypatch.setattr(model, "_choose_sandwich", lambda n: (steps.append(n), choose(n))[1])
+    steps, choose = [], model._choose_widths
+    monkeypatch.setattr(model, "_choose_widths", lambda n: (steps.append(n), choose(n))[1])
     model.fit(data, verbose=0, shuffle=False, **fit_options)
     return steps
 
@@ -321,7 +321,7 @@ def test_fit_compiled_by_xla_takes_the_same_step(monkeypatch):
     models = [make_model((1.0,)) for _ in range(2)]
     before, losses = weights_of(models[0]), []
     for model, options in zip(models, [{"jit_compile": True}, {"run_eagerly": True}], strict=True):
-        monkeypatch.setattr(model._draws, "timesteps_and_noise", lambda batch: (t, noise))
+        monkeypatch.setattr(model._draws, "timesteps_and_noise", lambda *_: (t, noise))
         model.compile(SGD(0.1), **options)
         history = model.fit(random_images(), batch_size=4, shuffle=False, verbose=0).history
         losses += history["loss"]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import TINY, TINY_SETTINGS, randomise
 
-from ddsm_tf.models import Adam, DiffusionModel, SlimmableUNet
+from ddsm_tf.models import Adam, DiffusionModel, SlimmableUNet, TunedDiffusionModel
 from ddsm_tf.noise import NoiseTable
 from ddsm_tf.schedule import StepSchedule
 
@@ -94,10 +94,18 @@ def both_steps():
         "dropout": 0.2,
     }
     widths, results = (1.0, 0.5, 0.25), {}
-    for name, distillation in itertools.product(("by_width", "in_one"), (0.0, 0.3)):
+    narrow_first = StepSchedule((600, 300), (0.25, 1.0))
+    cases = {
+        "0.0": (DiffusionModel, {}, [widths] * 3),
+        "0.3": (DiffusionModel, {"distillation": 0.3}, [widths] * 3),
+        # Each width has timesteps of its own.
+        "tuned": (TunedDiffusionModel, {"schedule": narrow_first}, [(1.0,), (0.25,), (1.0,)]),
+    }
+    for name, case in itertools.product(("by_width", "in_one"), cases):
+        kind, options, trained = cases[case]
         keras.utils.set_random_seed(1)  # of dropout
         unet = randomise(SlimmableUNet(**{**small, "widths": widths}))
-        model = DiffusionModel(unet, NoiseTable.linear(1000), distillation=distillation)
+        model = kind(unet, NoiseTable.linear(1000), **options)
         model.compile(Adam(0.01, use_ema=True, global_clipnorm=0.5), jit_compile=True)
         model.optimizer.build(model.trainable_variables)
         kinds = (model.trainable_variables, model.non_trainable_variables)
@@ -108,13 +116,13 @@ def both_steps():
         else:
             step = jax.jit(lambda w, s, d, m=model: m._step_at(w)(s, d), static_argnums=0)
         random = np.random.default_rng(5)
-        for _ in range(3):
+        for choice in trained:
             images = random.uniform(-1, 1, (4, *unet.image_shape)).astype(np.float32)
-            logs, state = step(widths, state, (images,))
+            logs, state = step(choice, state, (images,))
         found = {f"log {key}": value for key, value in logs.items()}
         for kind, values in enumerate(state):
             found |= {f"{kind} {place}": value for place, value in enumerate(values)}
-        results |= {f"{name} {distillation} {key}": value for key, value in found.items()}
+        results |= {f"{name} {case} {key}": value for key, value in found.items()}
     return results
 
 
@@ -180,7 +188,9 @@ def test_steps_width_by_width_are_those_in_one_piece(folder):
     # All of the loss is there, and of every width.
     logs = {name.removeprefix("in_one "): v for name, v in in_one.items() if " log " in name}
     losses = ("loss", "loss_1", "loss_0.5", "loss_0.25")
-    assert set(logs) == {f"{share} log {loss}" for share in (0.0, 0.3) for loss in losses}
+    cases = ("0.0", "0.3", "tuned")
+    assert set(logs) == {f"{case} log {loss}" for case in cases for loss in losses}
+    assert logs.pop("tuned log loss_0.5") == 0.0
     assert min(logs.values()) > 0.1
 
 

@@ -52,18 +52,22 @@ def test_edm_inputs_and_targets_have_unit_variance():
 
 
 @pytest.mark.parametrize(
-    ("prediction", "expected"),
+    ("weighting", "prediction", "expected"),
     [
         # Hang et al., section 3.4: min(SNR, 5) over SNR for ε, over SNR + 1 for v, itself for x_0.
-        ("epsilon", lambda snr: np.minimum(snr, 5.0) / snr),
-        ("v", lambda snr: np.minimum(snr, 5.0) / (snr + 1.0)),
-        ("x0", lambda snr: np.minimum(snr, 5.0)),
+        ("min_snr", "epsilon", lambda snr: np.minimum(snr, 5.0) / snr),
+        ("min_snr", "v", lambda snr: np.minimum(snr, 5.0) / (snr + 1.0)),
+        ("min_snr", "x0", lambda snr: np.minimum(snr, 5.0)),
+        # What "uniform" is for v, as far as SNR = 4.
+        ("min_snr_plus_one", "v", lambda snr: np.where(snr <= 4.0, 1.0, 5.0 / (snr + 1.0))),
+        ("min_snr_plus_one", "epsilon", lambda snr: np.minimum(snr + 1.0, 5.0) / snr),
+        ("min_snr_plus_one", "x0", lambda snr: np.minimum(snr + 1.0, 5.0)),
     ],
 )
-def test_min_snr_weights(prediction, expected):
+def test_weights_of_clipped_snr(weighting, prediction, expected):
     table = NoiseTable.linear(1000).predicting(prediction)
     snr = table.alphas_cumprod / (1.0 - table.alphas_cumprod)
-    np.testing.assert_allclose(loss_weights(table, "min_snr"), expected(snr) + 0 * snr, rtol=1e-9)
+    np.testing.assert_allclose(loss_weights(table, weighting), expected(snr), rtol=1e-9)
     assert (loss_weights(table, "uniform") == 1.0).all()
 
 

@@ -33,9 +33,9 @@ def test_a_sandwich_step_costs_what_its_macs_predict():
     full, sandwich = make_model((1.0,)), make_model(WIDTHS)
     macs = macs_per_width(sandwich.unet)
     images = np.random.default_rng(0).uniform(-1, 1, (BATCH, 32, 32, 3)).astype(np.float32)
-    choices = sandwich._sandwiches()
+    choices = sandwich._width_choices()
     order = [choices[i % len(choices)] for i in range(PAIRS + len(choices))]
-    sandwich._choose_sandwich = lambda step: order[step]
+    sandwich._choose_widths = lambda step: order[step]
     ratios = []
     for step, widths in enumerate(order):
         # One after the other, since the machine's speed drifts.

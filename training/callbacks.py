@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from ddsm_tf.errors import invalid
 from ddsm_tf.files import atomic_file
 from ddsm_tf.images import save_images
+from ddsm_tf.schedule import StepSchedule
 from ddsm_tf.training.checkpoints import Checkpoints
 from ddsm_tf.training.progress import progress_bar
 from ddsm_tf.training.run import Run
@@ -152,7 +153,10 @@ def keep_history_until(path: Path, step: int) -> None:
 
 
 class SampleGrids(StepCallback):
-    """A grid of images at the widest and the narrowest width every `every` steps."""
+    """A grid of images at the widest and the narrowest width every `every` steps.
+
+    A run that is tuned for a schedule samples with that.
+    """
 
     def __init__(self, run: Run, first_step: int, every: int) -> None:
         super().__init__(first_step)
@@ -163,13 +167,20 @@ class SampleGrids(StepCallback):
         if not self.every or self.step % self.every:
             return
         self.sync()
-        steps = min(GRID_STEPS, self.run.config.train_timesteps)
         with self.model.averaged_weights():
-            for width in {max(self.run.config.widths), min(self.run.config.widths)}:
-                schedule = self.run.schedule(f"uniform:{width}", steps=steps)
+            for name, schedule in self._schedules():
                 images = self.model.sample(schedule, GRID_IMAGES, seed=self.run.config.seed)
-                name = f"step_{self.step:08d}_width_{width:g}.png"
-                save_images(images, self.run.path / "samples" / name)
+                file = f"step_{self.step:08d}_{name}.png"
+                save_images(images, self.run.path / "samples" / file)
+
+    def _schedules(self) -> Iterator[tuple[str, StepSchedule]]:
+        config = self.run.config
+        if config.tuned_from:
+            yield "schedule", self.run.tuned_schedule
+            return
+        steps = min(GRID_STEPS, config.train_timesteps)
+        for width in {max(config.widths), min(config.widths)}:
+            yield f"width_{width:g}", self.run.schedule(f"uniform:{width}", steps=steps)
 
 
 class Checkpointer(StepCallback):

@@ -12,10 +12,13 @@ from ddsm_tf.training.flat_config import FlatConfig
 
 @dataclass(frozen=True)
 class RunConfig(FlatConfig):
-    """What `config.json` holds. Every field but `preset` can be set with `--set field=value`.
+    """What `config.json` holds. Every field can be set with `--set field=value`, but for `preset`
+    and `tuned_from`.
 
     Attributes:
         preset: name of the preset the run started from.
+        tuned_from: folder of the run whose network `ddsm tune` started from; empty for other runs.
+            The run folder has copies of what it needs.
         data: image source; see `ddsm_tf.training.data`.
         autoencoder: run folder of an autoencoder (`ddsm autoencoder`) whose latents are denoised;
             empty where images are.
@@ -30,7 +33,8 @@ class RunConfig(FlatConfig):
         train_timesteps: T of the noise table.
         prediction: what the network puts out, "epsilon", "v", "x0" or "edm"; `data_std` belongs to
             the last; see `ddsm_tf.NoiseTable`.
-        weighting: of the timesteps' losses, "uniform" or "min_snr".
+        weighting: of the timesteps' losses, "uniform", "min_snr" or "min_snr_plus_one"; see
+            `ddsm_tf.models.objective`.
         label_dropout: share of labels left out in training, for guidance.
         middle_widths, distillation: see `ddsm_tf.models.DiffusionModel`.
         steps: training steps in all.
@@ -99,6 +103,7 @@ class RunConfig(FlatConfig):
     search_segments: int = 10
     search_trials: int = 48
     search_images: int = 1024
+    tuned_from: str = ""
 
     # Fields that older runs lack, and what those runs did.
     FORMAT: ClassVar[str] = "ddsm-run"
@@ -116,6 +121,7 @@ class RunConfig(FlatConfig):
         "timestep_spacing": "even",
         "guidance_scale": 1.0,
         "autoencoder": "",
+        "tuned_from": "",
     }
 
     def __post_init__(self) -> None:

@@ -56,7 +56,7 @@ class FlatConfig:
 
     @classmethod
     def _field_type(cls, key: str) -> str:
-        types = {f.name: f.type for f in dataclasses.fields(cls) if f.name != "preset"}
+        types = {f.name: f.type for f in dataclasses.fields(cls) if f.name not in _NOT_SET}
         if key in types:
             return types[key]
         close = difflib.get_close_matches(key, types, n=1)
@@ -89,10 +89,12 @@ class FlatConfig:
             raise InputError(f"config {path}: {error}") from error
 
 
+# What commands fill in.
+_NOT_SET = ("preset", "tuned_from")
 _CHOICES = {
     "noise_schedule": ("linear", "cosine", "edm"),
     "prediction": PREDICTIONS,
-    "weighting": ("uniform", "min_snr"),
+    "weighting": ("uniform", "min_snr", "min_snr_plus_one"),
     "sampler": SAMPLERS,
     "timestep_spacing": SPACINGS,
     "learning_rate_decay": ("constant", "cosine"),

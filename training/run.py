@@ -127,7 +127,22 @@ class Run(RunFolder):
         """What an export says of where its weights come from."""
         steps = Checkpoints(self.path / "checkpoints").steps()
         trained = {"training_steps": steps[-1]} if steps else {}
-        return {"preset": self.config.preset, **trained}
+        tuned = {}
+        if self.config.tuned_from:
+            counts = self.tuned_schedule.width_counts()
+            parts = (f"{count} steps at {width:g}" for width, count in counts.items())
+            tuned = {"tuned_for": ", ".join(parts)}
+        return {"preset": self.config.preset, **trained, **tuned}
+
+    @property
+    def tuning_path(self) -> Path:
+        """What a tuned run started from: a run folder of configuration, weights and schedule."""
+        return self.path / "tuning"
+
+    @property
+    def tuned_schedule(self) -> StepSchedule:
+        """The schedule that a tuned run trains for."""
+        return StepSchedule.load(self.tuning_path / "schedule.json")
 
     def load_data(self) -> ImageSet:
         """All images of the run's source; those of a run on latents are pixels as well."""
@@ -192,16 +207,37 @@ class Run(RunFolder):
         """The run's architecture with fresh weights."""
         return network_of(self.config)
 
-    def new_model(self, unet: Any = None) -> Any:
-        """A `DiffusionModel` as the configuration says, over `unet` or fresh weights."""
-        from ddsm_tf.models import DiffusionModel
+    def model_to_train(self) -> Any:
+        """A model of fresh weights, or of a tuned run's, which are another run's and its schedule.
+
+        Raises:
+            InputError: these are missing or broken.
+        """
+        if not self.config.tuned_from:
+            return self.new_model()
+        # Of this run's precision, whatever the other's was.
+        unet = self.new_unet()
+        unet.set_weights(Run.open(self.tuning_path).load_unet().get_weights())
+        return self.new_model(unet, self.tuned_schedule)
+
+    def new_model(self, unet: Any = None, tuned_for: StepSchedule | None = None) -> Any:
+        """A `DiffusionModel` as the configuration says, over `unet` or fresh weights.
+
+        Args:
+            unet: the network; None makes one.
+            tuned_for: a schedule to train for alone.
+        """
+        from ddsm_tf.models import DiffusionModel, TunedDiffusionModel
         from ddsm_tf.models.compiled import CompiledDecoder
 
         config = self.config
-        latent = {}
+        options: dict[str, Any] = {}
         if self.autoencoder is not None:
-            latent = {"clip": False, "decode": CompiledDecoder(self.autoencoder)}
-        return DiffusionModel(
+            options = {"clip": False, "decode": CompiledDecoder(self.autoencoder)}
+        kind = DiffusionModel
+        if tuned_for is not None:
+            kind, options["schedule"] = TunedDiffusionModel, tuned_for
+        return kind(
             unet or self.new_unet(),
             self.noise_table,
             middle_widths=config.middle_widths,
@@ -209,7 +245,7 @@ class Run(RunFolder):
             weighting=config.weighting,
             label_dropout=config.label_dropout,
             seed=config.seed,
-            **latent,
+            **options,
         )
 
     def load_unet(self) -> Any:

@@ -7,7 +7,7 @@ import dataclasses
 import os
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,16 +49,25 @@ def open_run(out: str | os.PathLike, config: RunConfig, *, resume: bool) -> Run:
 
 
 def open_shared_run(
-    out: str | os.PathLike, config: RunConfig, *, resume: bool, placement: Placement
+    out: str | os.PathLike,
+    opened: Callable[[], Run],
+    placement: Placement,
+    last_file: str = "config.json",
 ) -> Run:
-    """`open_run` for one of several workers: the chief makes the folder, the others wait for it.
+    """The run of one of several workers: the chief opens it, the others wait for it.
+
+    Args:
+        out: the run folder.
+        opened: opens or makes it.
+        placement: of this worker.
+        last_file: what is there once the folder is made.
 
     Raises:
-        InputError: see `open_run`; or the folder does not appear.
+        InputError: as `opened` does; or the folder does not appear.
     """
     if placement.is_chief:
-        return open_run(out, config, resume=resume)
-    path, deadline = Path(out) / "config.json", time.monotonic() + WAIT_SECONDS
+        return opened()
+    path, deadline = Path(out) / last_file, time.monotonic() + WAIT_SECONDS
     while not path.exists():
         if time.monotonic() > deadline:
             rule = f"did not appear in {WAIT_SECONDS} s; every worker must see the chief's folder"
@@ -121,7 +130,7 @@ def train(run: Run, placement: Placement | None = None) -> DiffusionModel:
     placement = placement or Placement()
     placement.check_batch(config.batch_size)
     with placement.scope():
-        model = run.new_model()
+        model = run.model_to_train()
         model.compile(make_optimizer(config), jit_compile=uses_xla(config))
         model.optimizer.build(model.trainable_variables)
     checkpoints = run.checkpoints

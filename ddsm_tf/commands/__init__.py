@@ -11,7 +11,7 @@ from ddsm_tf.commands.metrics import metrics
 from ddsm_tf.commands.sample import evaluate, report, sample
 from ddsm_tf.commands.search import importance, latency, search
 from ddsm_tf.commands.serve import serve_sample
-from ddsm_tf.commands.train import autoencoder, demo, presets, train
+from ddsm_tf.commands.train import autoencoder, demo, presets, train, tune
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -29,6 +29,7 @@ for command in (
     train,
     importance,
     search,
+    tune,
     sample,
     evaluate,
     metrics,

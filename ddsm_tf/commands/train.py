@@ -1,13 +1,46 @@
-"""`ddsm demo`, `presets` and `train`."""
+"""`ddsm demo`, `presets`, `train`, `tune` and `autoencoder`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import click
 
-from ddsm_tf.commands.shared import quiet_logs, quiet_tensorflow
+from ddsm_tf.commands.shared import quiet_logs, quiet_tensorflow, run_argument, schedule_option
 from ddsm_tf.console import without_stderr
+
+_TRAINING_OPTIONS = [
+    click.option("--out", required=True, help="Run folder."),
+    click.option("--data", metavar="SOURCE", help="digits, npz:FILE[:KEY], folder:DIR, tfds:NAME"),
+    click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Configuration."),
+    click.option("--steps", type=click.IntRange(min=1), help="Training steps in all."),
+    click.option("--resume", is_flag=True, help="Go on from the newest checkpoint."),
+]
+strategy_option = click.option(
+    "--strategy",
+    # `ddsm_tf.training.strategy.STRATEGIES`; click wants the names before TensorFlow is there.
+    type=click.Choice(["auto", "single", "mirrored", "multiworker"]),
+    default="auto",
+    show_default=True,
+    help="One device, all GPUs of this host, or the workers of TF_CONFIG.",
+)
+
+
+def training_options(command: Callable) -> Callable:
+    """The options of everything that trains a run."""
+    for option in reversed(_TRAINING_OPTIONS):
+        command = option(command)
+    return command
+
+
+def changes_of(changes: tuple[str, ...], data: str | None, steps: int | None) -> list[str]:
+    """What `--set`, `--data` and `--steps` change of a configuration; the latter two win."""
+    return [
+        *changes,
+        *([f"data={data}"] if data else []),
+        *([f"steps={steps}"] if steps else []),
+    ]
 
 
 @click.command()
@@ -42,19 +75,8 @@ def presets(name: str | None) -> None:
 
 @click.command()
 @click.argument("preset")
-@click.option("--out", required=True, help="Run folder.")
-@click.option("--data", metavar="SOURCE", help="digits, npz:FILE[:KEY], folder:DIR, tfds:NAME")
-@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Configuration.")
-@click.option("--steps", type=click.IntRange(min=1), help="Training steps in all.")
-@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint.")
-@click.option(
-    "--strategy",
-    # `ddsm_tf.training.strategy.STRATEGIES`; click wants the names before TensorFlow is there.
-    type=click.Choice(["auto", "single", "mirrored", "multiworker"]),
-    default="auto",
-    show_default=True,
-    help="One device, all GPUs of this host, or the workers of TF_CONFIG.",
-)
+@training_options
+@strategy_option
 def train(
     preset: str,
     out: str,
@@ -67,18 +89,64 @@ def train(
     """Train a slimmable UNet on every width at once."""
     from ddsm_tf.training.presets import get_preset
 
-    config = get_preset(preset).changed(changes)
-    config = config.changed([f"data={data}"] if data else [])
-    config = config.changed([f"steps={steps}"] if steps else [])
+    config = get_preset(preset).changed(changes_of(changes, data, steps))
+    placement = _start(strategy)
+    from ddsm_tf.training.train import open_run
+
+    _train(out, config, placement, lambda: open_run(out, config, resume=resume))
+
+
+@click.command()
+@run_argument
+@schedule_option
+@training_options
+@strategy_option
+def tune(
+    run: str,
+    schedule: str | None,
+    out: str,
+    data: str | None,
+    changes: tuple[str, ...],
+    steps: int | None,
+    resume: bool,
+    strategy: str,
+) -> None:
+    """Go on training the network of RUN for one schedule: each width where it is used.
+
+    The result is a run of its own, which samples with that schedule. It takes a third of RUN's
+    steps, at half of its learning rate, unless told otherwise.
+    """
+    from ddsm_tf.training.run import Run
+    from ddsm_tf.training.tune import LAST_FILE, open_tuned_run, schedule_to_tune_for, tuned_config
+
+    source = Run.open(run)
+    tuned_for = schedule_to_tune_for(source, schedule)
+    config = tuned_config(source, changes_of(changes, data, steps))
+    placement = _start(strategy)
+
+    def opened() -> Any:
+        return open_tuned_run(out, config, source, tuned_for, resume=resume)
+
+    _train(out, config, placement, opened, LAST_FILE)
+
+
+def _start(strategy: str) -> Any:
+    """The devices to train on, with TensorFlow started quietly."""
     quiet_logs()
     # Workers must meet before anything else uses TensorFlow.
     placement = without_stderr(lambda: _placement(strategy))
     quiet_tensorflow()
+    return placement
+
+
+def _train(
+    out: str, config: Any, placement: Any, opened: Callable[[], Any], *last_file: str
+) -> None:
     from ddsm_tf.training.train import open_shared_run, train_placed
 
     if placement.replicas > 1:
         click.echo(placement.describe(config.batch_size, config.learning_rate), err=True)
-    run = open_shared_run(out, config, resume=resume, placement=placement)
+    run = open_shared_run(out, opened, placement, *last_file)
     train_placed(run, placement)
     if placement.is_chief:
         click.echo(f"trained {config.steps} steps: {run.weights_path}")
@@ -92,20 +160,14 @@ def _placement(strategy: str) -> Any:
 
 @click.command()
 @click.argument("preset", metavar="latent_…")
-@click.option("--out", required=True, help="Run folder.")
-@click.option("--data", metavar="SOURCE", help="digits, npz:FILE[:KEY], folder:DIR, tfds:NAME")
-@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Configuration.")
-@click.option("--steps", type=click.IntRange(min=1), help="Training steps in all.")
-@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint.")
+@training_options
 def autoencoder(
     preset: str, out: str, data: str, changes: tuple[str, ...], steps: int, resume: bool
 ) -> None:
     """Train the autoencoder whose latents a latent_… preset denoises."""
     from ddsm_tf.training.presets import get_autoencoder
 
-    config = get_autoencoder(preset).changed(changes)
-    config = config.changed([f"data={data}"] if data else [])
-    config = config.changed([f"steps={steps}"] if steps else [])
+    config = get_autoencoder(preset).changed(changes_of(changes, data, steps))
     quiet_tensorflow()
     from ddsm_tf.training.autoencoder import AutoencoderRun, train_autoencoder
     from ddsm_tf.training.train import open_or_resume

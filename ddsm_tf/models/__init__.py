@@ -9,6 +9,14 @@ except ImportError as error:
 
 from ddsm_tf.models.diffusion import DiffusionModel
 from ddsm_tf.models.optimizers import SGD, Adam, LinearWarmup
+from ddsm_tf.models.tuned import TunedDiffusionModel
 from ddsm_tf.models.unet import SlimmableUNet
 
-__all__ = ["SGD", "Adam", "DiffusionModel", "LinearWarmup", "SlimmableUNet"]
+__all__ = [
+    "SGD",
+    "Adam",
+    "DiffusionModel",
+    "LinearWarmup",
+    "SlimmableUNet",
+    "TunedDiffusionModel",
+]

@@ -50,7 +50,8 @@ class DiffusionModel(AveragedWeights, keras.Model):
         middle_widths: how many random middle widths a step trains; more than there are means all.
         distillation: in [0, 1], the share of a narrower width's target that is the widest
             width's output (in place, no gradient) and not the truth.
-        weighting: of the timesteps, "uniform" or "min_snr"; see `ddsm_tf.models.objective`.
+        weighting: of the timesteps, "uniform", "min_snr" or "min_snr_plus_one"; see
+            `ddsm_tf.models.objective`.
         label_dropout: in [0, 1], the share of labels that training replaces by "no class", so that
             samples can be guided (classifier-free guidance, algorithm 1).
         clip: whether samples lie in [-1, 1]; latents do not.
@@ -137,7 +138,7 @@ class DiffusionModel(AveragedWeights, keras.Model):
         losses, drawn, teacher = {}, None, None
         for width in widths:
             if drawn is None or (training and self._redraws):
-                drawn = self._draw_inputs(inputs, training)
+                drawn = self._draw_inputs(inputs, training, width)
             loss, output = self._loss_at(width, *drawn, teacher, training)
             losses[loss_name(width)] = loss
             teacher = output if teacher is None else teacher
@@ -152,11 +153,16 @@ class DiffusionModel(AveragedWeights, keras.Model):
         """
         return not self.distillation
 
-    def _draw_inputs(self, inputs: Any, training: bool) -> tuple[tuple, Any, Any]:
+    def _trained_timesteps(self, width: float) -> Sequence[int] | None:
+        """The timesteps that training shows a width, rising; None means all."""
+        return None
+
+    def _draw_inputs(self, inputs: Any, training: bool, width: float) -> tuple[tuple, Any, Any]:
         """What a width gets: the network's inputs, its target and the weight."""
         images, labels = self._check_inputs(inputs)
         count = ops.shape(images)[0]
-        t, noise = self._draws.timesteps_and_noise(count)
+        among = self._trained_timesteps(width) if training else None
+        t, noise = self._draws.timesteps_and_noise(count, among)
         if labels is not None and training and self.label_dropout:
             hidden = self._draws.hidden(count, self.label_dropout)
             labels = ops.where(hidden, self.unet.num_classes, labels)
@@ -227,7 +233,7 @@ class DiffusionModel(AveragedWeights, keras.Model):
 
         def train_function(*arguments: Any) -> Any:
             nonlocal step
-            logs = steps[self._choose_sandwich(step)](*arguments)
+            logs = steps[self._choose_widths(step)](*arguments)
             # Not reached by the call that finds the end of the data.
             step += self.steps_per_execution
             return logs
@@ -245,10 +251,10 @@ class DiffusionModel(AveragedWeights, keras.Model):
             step = SandwichStep(self)
             return {
                 choice: self._make_function(functools.partial(step, choice))
-                for choice in self._sandwiches()
+                for choice in self._width_choices()
             }
         steps = {}
-        for choice in self._sandwiches():
+        for choice in self._width_choices():
             # A function of its own each: JAX would share one trace between equal functions.
             self.train_step = self._step_at(choice)
             super().make_train_function(force=True)
@@ -275,7 +281,7 @@ class DiffusionModel(AveragedWeights, keras.Model):
 
         return step
 
-    def _sandwiches(self) -> list[tuple[float, ...]]:
+    def _width_choices(self) -> list[tuple[float, ...]]:
         """Every set of widths that a step may train, each widest first."""
         widest, *rest = self.unet.widths
         if not rest:
@@ -284,9 +290,9 @@ class DiffusionModel(AveragedWeights, keras.Model):
         drawn = min(self.middle_widths, len(middle))
         return [(widest, *some, narrowest) for some in itertools.combinations(middle, drawn)]
 
-    def _choose_sandwich(self, step: int) -> tuple[float, ...]:
+    def _choose_widths(self, step: int) -> tuple[float, ...]:
         """The widths of a step: a pure function of seed and step, so a resumed run agrees."""
-        choices = self._sandwiches()
+        choices = self._width_choices()
         return choices[np.random.default_rng([self.seed, step]).integers(len(choices))]
 
     def sample(

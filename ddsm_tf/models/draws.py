@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from ddsm_tf.models.objective import Objective
@@ -33,10 +35,17 @@ class TrainingDraws:
         self._objective = objective
         self._image_shape = image_shape
 
-    def timesteps_and_noise(self, batch: Any) -> tuple[Any, Any]:
-        """Timesteps, int32 (N,), and standard normal noise, float32 (N, H, W, C)."""
+    def timesteps_and_noise(
+        self, batch: Any, among: Sequence[int] | None = None
+    ) -> tuple[Any, Any]:
+        """Timesteps, int32 (N,), and standard normal noise, float32 (N, H, W, C).
+
+        Args:
+            batch: N, of this replica.
+            among: the timesteps to draw from, rising; None draws from all.
+        """
         rows = batch * replica_count()
-        t = self._timesteps(rows)
+        t = self._timesteps(rows) if among is None else self._timesteps_among(rows, among)
         noise = keras.random.normal((rows, *self._image_shape), dtype="float32", seed=self._seed)
         return self._mine(t, batch), self._mine(noise, batch)
 
@@ -53,6 +62,14 @@ class TrainingDraws:
             return keras.random.randint((rows,), 0, T, seed=self._seed)
         uniform = keras.random.uniform((rows,), dtype="float32", seed=self._seed)
         return ops.cast(ops.searchsorted(cumulative, uniform), "int32")
+
+    def _timesteps_among(self, rows: Any, among: Sequence[int]) -> Any:
+        """As often as of all, given that it is one of these."""
+        probabilities = self._objective.probabilities_of(among)
+        below = np.cumsum(probabilities / probabilities.sum())[:-1].astype(np.float32)
+        uniform = keras.random.uniform((rows,), dtype="float32", seed=self._seed)
+        places = ops.searchsorted(below, uniform)
+        return ops.take(np.asarray(among, np.int32), places)
 
     def _mine(self, values: Any, batch: Any) -> Any:
         """This replica's rows of what was drawn for the global batch."""

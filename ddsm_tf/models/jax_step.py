@@ -27,7 +27,7 @@ class SandwichStep:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._draw = jax.jit(self._drawn)
+        self._draw = jax.jit(self._drawn, static_argnums=0)
         self._add_widest = jax.jit(self._gradient, static_argnums=0)
         self._add_narrower = jax.jit(self._added_gradient, static_argnums=0, donate_argnums=1)
         self._update = jax.jit(self._updated, donate_argnums=0)
@@ -47,14 +47,14 @@ class SandwichStep:
         """
         inputs, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         trainable, other, optimizer, metrics = state
-        drawn, other = self._draw(other, inputs)
+        drawn, other = self._draw(self._drawn_for(widths[0]), other, inputs)
         scale = self._loss_scale(optimizer)
         widest, *narrower = widths
         gradients, loss, teacher, other = self._add_widest(widest, other, trainable, drawn, scale)
         losses = {widest: loss}
         for width in narrower:
             if self._model._redraws:
-                drawn, other = self._draw(other, inputs)
+                drawn, other = self._draw(self._drawn_for(width), other, inputs)
             gradients, losses[width], other = self._add_narrower(
                 width, gradients, other, trainable, drawn, scale, teacher
             )
@@ -63,9 +63,14 @@ class SandwichStep:
         )
         return logs, (trainable, other, optimizer, metrics)
 
-    def _drawn(self, other: list, inputs: Any) -> tuple[Any, list]:
+    def _drawn_for(self, width: float) -> float:
+        """The width that a draw is compiled for: any, where all draw alike."""
+        alike = self._model._trained_timesteps(width) is None
+        return self._model.unet.widths[0] if alike else width
+
+    def _drawn(self, width: float, other: list, inputs: Any) -> tuple[Any, list]:
         with self._scope(other=other) as scope:
-            drawn = self._model._draw_inputs(inputs, training=True)
+            drawn = self._model._draw_inputs(inputs, training=True, width=width)
         return drawn, self._values(scope, self._model.non_trainable_variables)
 
     def _gradient(self, width: float, *arguments: Any) -> tuple[list, Any, Any, list]:

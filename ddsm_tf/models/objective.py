@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from ddsm_tf.errors import invalid
 from ddsm_tf.noise import NoiseTable
 from ddsm_tf.solvers import x0_from_output
 
-WEIGHTINGS = ("uniform", "min_snr")
+WEIGHTINGS = ("uniform", "min_snr", "min_snr_plus_one")
 MIN_SNR_GAMMA = 5.0
 # Of ln σ in EDM's training (Karras et al., 2022, table 1).
 EDM_LOG_SIGMA_MEAN = -1.2
@@ -58,8 +59,11 @@ def loss_weights(table: NoiseTable, weighting: str) -> np.ndarray:
 
     Args:
         table: noise and prediction.
-        weighting: "uniform", or "min_snr": min(SNR, 5) times the squared error of x̂_0 (Hang et
-            al., 2023, arXiv 2303.09556, equation 8), written for the output.
+        weighting: "uniform" leaves the output's error as it is, which for v is SNR + 1 times the
+            squared error of x̂_0 (Salimans and Ho, 2022, arXiv 2202.00512, section 4). "min_snr"
+            makes that factor min(SNR, 5) (Hang et al., 2023, arXiv 2303.09556, equation 8) and
+            "min_snr_plus_one" min(SNR + 1, 5): v's, but for the least noisy timesteps, where
+            much of a small network's capacity would go into details that nobody sees.
 
     Raises:
         InputError: another weighting.
@@ -69,7 +73,8 @@ def loss_weights(table: NoiseTable, weighting: str) -> np.ndarray:
         return np.ones(table.train_timesteps)
     snr = 1.0 / table.sigmas**2
     _, x0_from_model, _ = x0_from_output(table.prediction, table.alphas_cumprod, table.data_std)
-    return np.minimum(snr, MIN_SNR_GAMMA) * x0_from_model**2
+    factor = snr if weighting == "min_snr" else snr + 1.0
+    return np.minimum(factor, MIN_SNR_GAMMA) * x0_from_model**2
 
 
 def timestep_probabilities(table: NoiseTable) -> np.ndarray | None:
@@ -132,6 +137,13 @@ class Objective:
     def numpy_at(self, t: np.ndarray) -> AtTimesteps:
         """The factors at timesteps t, integers (N,), as arrays."""
         return AtTimesteps(*(factor[t, None, None, None] for factor in self.factors))
+
+    def probabilities_of(self, timesteps: Sequence[int]) -> np.ndarray:
+        """How often training visits each of some timesteps, float64 (N,)."""
+        cumulative = self.cumulative_probabilities
+        if cumulative is None:
+            return np.full(len(timesteps), 1.0 / len(self.factors.signal))
+        return np.diff(cumulative.astype(np.float64), prepend=0.0, append=1.0)[list(timesteps)]
 
     def draw_timesteps(self, random: np.random.Generator, count: int) -> np.ndarray:
         """Timesteps as training visits them, int64 (count,)."""
