@@ -118,7 +118,7 @@ def test_what_no_width_of_the_schedule_uses_stays():
     half = model.unet.subnet(0.5)
     before = [weight.numpy() for weight in model.trainable_variables]
     model.compile(SGD(0.5), run_eagerly=True)
-    model.fit(images(32), batch_size=8, verbose=0)
+    model.fit(images(64), batch_size=8, verbose=0)
     changed = [
         np.count_nonzero(weight.numpy() != old)
         for weight, old in zip(model.trainable_variables, before, strict=True)
