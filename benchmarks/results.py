@@ -17,6 +17,7 @@ import ablation_results
 import footprint_results
 import schedule_results
 import speed_results
+import tuning_results
 from tables import measured
 
 from ddsm_tf.files import atomic_file
@@ -53,6 +54,7 @@ def page(folder: Path) -> str:
 Section = Callable[[Mapping[str, Any]], Iterator[str]]
 SECTIONS: Sequence[tuple[str, Section]] = (
     ("schedules_*.json", schedule_results.section),
+    ("tuning_*.json", tuning_results.section),
     ("ablations_*.json", ablation_results.section),
     ("inference_speed.json", speed_results.inference),
     ("trajectory_speed.json", speed_results.trajectories),

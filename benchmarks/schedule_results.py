@@ -76,8 +76,14 @@ def _summary(name: str, found: Mapping[str, Any], budgets: Sequence[str]) -> lis
     rows, full = {row["name"]: row for row in found["rows"]}, _full(found)
     searched = rows[SEARCHED]
     saved = f"{1.0 - searched['macs_fraction']:.0%}"
-    cells = [name, saved, _distance(searched), _distance(full), _difference(searched, full)]
-    return cells + [_difference(rows[f"{SEARCHED}, {budget}"], full) for budget in budgets]
+    cells = [
+        name,
+        saved,
+        distance_cell(searched),
+        distance_cell(full),
+        difference_cell(searched, full),
+    ]
+    return cells + [difference_cell(rows[f"{SEARCHED}, {budget}"], full) for budget in budgets]
 
 
 def _full(found: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -85,15 +91,22 @@ def _full(found: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _row(row: Mapping[str, Any], full: Mapping[str, Any]) -> list[str]:
-    return [row["name"], f"{row['macs_fraction']:.1%}", _distance(row), _difference(row, full)]
+    return [
+        row["name"],
+        f"{row['macs_fraction']:.1%}",
+        distance_cell(row),
+        difference_cell(row, full),
+    ]
 
 
-def _distance(row: Mapping[str, Any]) -> str:
+def distance_cell(row: Mapping[str, Any]) -> str:
+    """Mean ± standard deviation over seeds."""
     distances = np.array(row["distances"])
     return f"{distances.mean():.2f} ± {distances.std(ddof=1):.2f}"
 
 
-def _difference(row: Mapping[str, Any], full: Mapping[str, Any]) -> str:
+def difference_cell(row: Mapping[str, Any], full: Mapping[str, Any]) -> str:
+    """Mean difference from the same seeds ± its standard error, and its share."""
     apart = np.subtract(row["distances"], full["distances"])
     error = apart.std(ddof=1) / np.sqrt(len(apart))
     share = apart.mean() / np.mean(full["distances"])
