@@ -117,12 +117,13 @@ def tune(
     steps, at half of its learning rate, unless told otherwise.
     """
     from ddsm_tf.training.run import Run
-    from ddsm_tf.training.tune import LAST_FILE, open_tuned_run, schedule_to_tune_for, tuned_config
 
     source = Run.open(run)
+    placement = _start(strategy)
+    from ddsm_tf.training.tune import LAST_FILE, open_tuned_run, schedule_to_tune_for, tuned_config
+
     tuned_for = schedule_to_tune_for(source, schedule)
     config = tuned_config(source, changes_of(changes, data, steps))
-    placement = _start(strategy)
 
     def opened() -> Any:
         return open_tuned_run(out, config, source, tuned_for, resume=resume)
