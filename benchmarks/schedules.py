@@ -257,8 +257,13 @@ def draw(problem: SearchProblem, schedules: Sequence[StepSchedule], pictures: Pa
     images = [
         problem.model.sample(schedule, GRID_IMAGES, seed=FRESH_SEED) for schedule in schedules
     ]
+    save_rows(images, f"{pictures}_samples.png")
+
+
+def save_rows(images: Sequence[np.ndarray], path: str | Path) -> None:
+    """A picture with a row of `GRID_IMAGES` images of each schedule."""
     grid = image_grid(np.concatenate(images), columns=GRID_IMAGES)
-    save_png(grid, f"{pictures}_samples.png", scale=max(2, 64 // images[0].shape[1]))
+    save_png(grid, path, scale=max(2, 64 // images[0].shape[1]))
 
 
 if __name__ == "__main__":

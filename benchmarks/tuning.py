@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import keras
-import numpy as np
 from measuring import Stages
+from schedules import FRESH_SEED, GRID_IMAGES, save_rows
 
 from ddsm_tf.cost import cost_fraction, macs_per_width
-from ddsm_tf.images import image_grid, save_png
 from ddsm_tf.latency import limit_tensorflow
 from ddsm_tf.metrics import FrechetDistance
 from ddsm_tf.schedule import StepSchedule
@@ -30,11 +29,8 @@ from ddsm_tf.training.progress import progress_bar
 from ddsm_tf.training.run import Run
 
 LIBRARIES = ("tensorflow", "keras", "numpy")
-# Noise that no search takes, the same as that of `benchmarks/schedules.py`.
-FRESH_SEED = 1000
 BATCH_SIZE = 256
 UNTUNED = "untuned"
-GRID_IMAGES = 16
 
 
 class Subject(NamedTuple):
@@ -144,8 +140,7 @@ def draw(subjects: Iterable[Subject], path: Path) -> None:
         subject.run.load_model().sample(subject.schedule, GRID_IMAGES, seed=FRESH_SEED)
         for subject in subjects
     ]
-    grid = image_grid(np.concatenate(rows), columns=GRID_IMAGES)
-    save_png(grid, path, scale=max(2, 64 // rows[0].shape[1]))
+    save_rows(rows, path)
 
 
 if __name__ == "__main__":

@@ -86,6 +86,12 @@ def _rename_to_new(temporary: Path, path: Path) -> None:
         raise
 
 
+def copy_file(original: str | os.PathLike, copy: str | os.PathLike) -> None:
+    """Copy a file's content, atomically; what was there is replaced."""
+    with atomic_file(copy) as temporary:
+        shutil.copyfile(original, temporary)
+
+
 def write_json(path: str | os.PathLike, value: Any, *, overwrite: bool = True) -> None:
     """Write `value` as indented JSON, atomically. NaN and infinity are refused."""
     text = json.dumps(value, indent=2, allow_nan=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ddsm_tf.errors import invalid
-from ddsm_tf.files import atomic_file
+from ddsm_tf.files import atomic_file, copy_file
 from ddsm_tf.images import to_float
 from ddsm_tf.training.progress import progress_bar
 
@@ -36,8 +35,7 @@ def adopt_autoencoder(source: str, folder: Path) -> None:
         raise invalid("autoencoder", source, "has no weights yet; see `ddsm autoencoder`")
     folder.mkdir(parents=True, exist_ok=True)
     for name in KEPT:
-        with atomic_file(folder / name) as temporary:
-            shutil.copyfile(Path(source) / name, temporary)
+        copy_file(Path(source) / name, folder / name)
 
 
 def encode_images(

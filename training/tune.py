@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 from collections.abc import Iterable
-from pathlib import Path
 
 from ddsm_tf.errors import invalid
-from ddsm_tf.files import atomic_file
+from ddsm_tf.files import copy_file
 from ddsm_tf.schedule import StepSchedule
 from ddsm_tf.training.config import RunConfig
 from ddsm_tf.training.latents import adopt_autoencoder
@@ -94,7 +92,7 @@ def open_tuned_run(
     if not source.weights_path.is_file():
         raise invalid("RUN", str(source.path), "has no weights yet; see `ddsm train`")
     run = open_or_resume(Run, out, config, resume)
-    begun = run.tuning_path / "schedule.json"
+    begun = run.path / LAST_FILE
     if begun.exists():
         if run.tuned_schedule != schedule:
             rule = f"is another than the one in {begun}; resume with the same"
@@ -107,7 +105,7 @@ def open_tuned_run(
         (run.path / "classifier.keras", source.path / "classifier.keras"),
     ):
         if original.exists():
-            _copy(original, copy)
+            copy_file(original, copy)
     if config.autoencoder:
         adopt_autoencoder(str(source.autoencoder_path), run.autoencoder_path)
     schedule.save(run.schedule_path)
@@ -125,8 +123,3 @@ def schedule_to_tune_for(source: Run, choice: str | None) -> StepSchedule:
         rule = "has no schedule to tune for; run `ddsm search` first, or give --schedule"
         raise invalid("RUN", str(source.path), rule)
     return source.schedule(choice)
-
-
-def _copy(original: Path, copy: Path) -> None:
-    with atomic_file(copy) as temporary:
-        shutil.copyfile(original, temporary)
