@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import ablation_results
+import capacity_results
 import footprint_results
 import schedule_results
 import speed_results
@@ -54,6 +55,7 @@ def page(folder: Path) -> str:
 Section = Callable[[Mapping[str, Any]], Iterator[str]]
 SECTIONS: Sequence[tuple[str, Section]] = (
     ("schedules_*.json", schedule_results.section),
+    ("capacity_*.json", capacity_results.section),
     ("tuning_*.json", tuning_results.section),
     ("ablations_*.json", ablation_results.section),
     ("inference_speed.json", speed_results.inference),

@@ -20,7 +20,8 @@ def section(content: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"{run['image_size']}×{run['image_size']} images, base {run['base_channels']}, trained for "
         f"{run['training_steps']:,} steps of {run['batch_size']} images, each at the widest, the "
-        f"narrowest and {run['middle_widths']} of the other widths: `{_training(run)}`. Distance: "
+        f"narrowest and {run['middle_widths']} of the other widths: `{training_command(run)}`. "
+        "Distance: "
         "Fréchet, on features of a classifier of these images, from noise that no search has seen; "
         "mean ± standard deviation over seeds. Beside full: the mean difference from the same "
         'seeds ± its standard error. "searched" is the cheapest that was as good as full width '
@@ -49,7 +50,7 @@ def section(content: Mapping[str, Any]) -> Iterator[str]:
         )
         yield ""
         head = ["schedule", "MACs", "distance", "beside full"]
-        yield from table(head, [_row(row, _full(found)) for row in found["rows"]])
+        yield from table(head, [_row(row, row_of(found, FULL)) for row in found["rows"]])
         yield ""
         for row in found["rows"]:
             if row["name"].startswith(SEARCHED):
@@ -60,12 +61,12 @@ def section(content: Mapping[str, Any]) -> Iterator[str]:
         yield f"![Rows: full width, searched, searched at {budgets[-1]}]({picture}_samples.png)"
 
 
-def _training(run: Mapping[str, Any]) -> str:
+def training_command(run: Mapping[str, Any], out: str = "RUN") -> str:
     """The command that trains such a run."""
     changed = dict(run["changed"])
     steps = f" --steps {changed.pop('steps')}" if "steps" in changed else ""
     settings = "".join(f" --set {name}={_setting(value)}" for name, value in changed.items())
-    return f"ddsm train {run['preset']}{steps}{settings} --out RUN"
+    return f"ddsm train {run['preset']}{steps}{settings} --out {out}"
 
 
 def _setting(value: Any) -> str:
@@ -73,8 +74,7 @@ def _setting(value: Any) -> str:
 
 
 def _summary(name: str, found: Mapping[str, Any], budgets: Sequence[str]) -> list[str]:
-    rows, full = {row["name"]: row for row in found["rows"]}, _full(found)
-    searched = rows[SEARCHED]
+    full, searched = row_of(found, FULL), row_of(found, SEARCHED)
     saved = f"{1.0 - searched['macs_fraction']:.0%}"
     cells = [
         name,
@@ -83,11 +83,12 @@ def _summary(name: str, found: Mapping[str, Any], budgets: Sequence[str]) -> lis
         distance_cell(full),
         difference_cell(searched, full),
     ]
-    return cells + [difference_cell(rows[f"{SEARCHED}, {budget}"], full) for budget in budgets]
+    return cells + [difference_cell(row_of(found, f"{SEARCHED}, {b}"), full) for b in budgets]
 
 
-def _full(found: Mapping[str, Any]) -> Mapping[str, Any]:
-    return next(row for row in found["rows"] if row["name"] == FULL)
+def row_of(found: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The row of a schedule."""
+    return next(row for row in found["rows"] if row["name"] == name)
 
 
 def _row(row: Mapping[str, Any], full: Mapping[str, Any]) -> list[str]:

@@ -1,5 +1,6 @@
 """What the benchmarks share, and that RESULTS.md says what they measured."""
 
+import dataclasses
 import re
 import sys
 from pathlib import Path
@@ -10,10 +11,13 @@ from conftest import TINY, randomise
 
 from ddsm_tf.errors import InputError
 from ddsm_tf.models import SlimmableUNet
+from ddsm_tf.training.presets import get_preset
+from ddsm_tf.training.run import Run
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import capacity  # noqa: E402
 import measuring  # noqa: E402
 import resnet56  # noqa: E402
 import tables  # noqa: E402
@@ -138,6 +142,15 @@ def test_resnet56_of_other_tensors_is_refused():
         resnet56.resnet56({k: v for k, v in tensors.items() if k != "layer3.8.bn2.bias"})
     with pytest.raises(InputError, match=r"linear_weight must have \(64, 10\)"):
         resnet56.resnet56({**tensors, "linear.weight": np.zeros((10, 63), np.float32)})
+
+
+def test_sizes_are_compared_of_runs_that_differ_in_nothing_else():
+    small = Run(Path("small"), get_preset("digits"))
+    large = dataclasses.replace(small.config, base_channels=64, data="npz:digits.npz:images")
+    longer = dataclasses.replace(large, steps=small.config.steps + 1)
+    capacity.check_alike([small, Run(Path("large"), large)])
+    with pytest.raises(InputError, match=r"steps of longer.*must be .*, as in small"):
+        capacity.check_alike([small, Run(Path("large"), large), Run(Path("longer"), longer)])
 
 
 @pytest.mark.parametrize("width", TINY["widths"])
