@@ -85,16 +85,15 @@ def about(run: Run) -> dict[str, Any]:
 def training(run: Run, macs: Mapping[float, float]) -> dict[str, Any]:
     """How a network was tuned, and the MACs of a mean step beside one of full width."""
     config, schedule = run.config, run.tuned_schedule
-    by_width = schedule.timesteps_by_width()
-    visits = sum(map(len, by_width.values()))
-    cost = sum(macs[width] * len(timesteps) for width, timesteps in by_width.items())
+    shares = run.model_to_train().width_probabilities
     return {
         "steps": config.steps,
         "batch_size": config.batch_size,
         "learning_rate": config.learning_rate,
         "weighting": config.weighting,
         "schedule": schedule.describe(),
-        "step_macs": cost / visits / max(macs.values()),
+        "step_macs": sum(macs[width] * share for width, share in shares.items())
+        / max(macs.values()),
     }
 
 

@@ -33,6 +33,9 @@ class TunedDiffusionModel(DiffusionModel):
     Raises:
         InputError: the schedule asks for what the network does not have, or `distillation` is on:
             a step has one width, and none to imitate.
+
+    Attributes:
+        width_probabilities: the schedule's widths, and the share of the steps that train each.
     """
 
     def __init__(
@@ -52,11 +55,13 @@ class TunedDiffusionModel(DiffusionModel):
         schedule.check_model(unet.widths, noise_table.train_timesteps)
         self.schedule = schedule
         self._timesteps = schedule.timesteps_by_width()
-        visits = [
-            self._objective.probabilities_of(timesteps).sum()
-            for timesteps in self._timesteps.values()
-        ]
-        self._probabilities = np.array(visits) / sum(visits)
+        visits = {
+            width: self._objective.probabilities_of(timesteps).sum()
+            for width, timesteps in self._timesteps.items()
+        }
+        self.width_probabilities = {
+            width: float(visited / sum(visits.values())) for width, visited in visits.items()
+        }
 
     def _trained_timesteps(self, width: float) -> Sequence[int] | None:
         return self._timesteps[width]
@@ -69,7 +74,8 @@ class TunedDiffusionModel(DiffusionModel):
         """The width of a step, as often as training visits its timesteps."""
         choices = self._width_choices()
         random = np.random.default_rng([self.seed, step])
-        return choices[random.choice(len(choices), p=self._probabilities)]
+        shares = list(self.width_probabilities.values())
+        return choices[random.choice(len(choices), p=shares)]
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "schedule": self.schedule.to_dict()}
