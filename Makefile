@@ -1,4 +1,4 @@
-# `make demo` and `make test` need Python 3.11 or newer and nothing else: both set up .venv first.
+# `make demo` and `make test` need Python 3.11 to 3.13 (TensorFlow's) and nothing else: both set up .venv first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

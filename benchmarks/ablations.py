@@ -5,7 +5,7 @@
 Trains each variant on several seeds for as many multiply-accumulates as the baseline, and judges
 every width: the held-out error of the predicted noise, and the Fréchet distance of samples that all
 steps of a sampler make at that width. Variants of one seed share images, noise and judges. Writes
-`DIR/ablations_PRESET.json`; an interrupted run goes on with the training it was at.
+`DIR/ablations_PRESET[_NAME].json`; an interrupted run goes on with the training it was at.
 """
 
 from __future__ import annotations
@@ -126,6 +126,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--preset", default="digits")
+    parser.add_argument("--name", help="of these variants, if they get a file of their own")
     parser.add_argument("--data", help="image source; the preset's if left out")
     parser.add_argument("--steps", type=int, help="of the baseline; the preset's if left out")
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1))
@@ -140,13 +141,14 @@ def main() -> None:
     # All widths in every step, whatever the preset says.
     config = dataclasses.replace(config, middle_widths=len(config.widths))
     ablations = Ablations(config, options.images)
-    stages = Stages(options.out / f"ablations_{options.preset}.json", LIBRARIES)
+    name = "_".join(filter(None, ("ablations", options.preset, options.name)))
+    stages = Stages(options.out / f"{name}.json", LIBRARIES)
     stages.measure("settings", ablations.settings)
     for seed in options.seeds:
-        for name in options.variants:
+        for variant in options.variants:
             stages.measure(
-                f"{name}, seed {seed}",
-                lambda n=name, s=seed: {"about": VARIANTS[n].about, **ablations.run(n, s)},
+                f"{variant}, seed {seed}",
+                lambda v=variant, s=seed: {"about": VARIANTS[v].about, **ablations.run(v, s)},
             )
 
 

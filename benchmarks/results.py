@@ -27,8 +27,9 @@ INTRODUCTION = """# Results
 
 Written by `python benchmarks/results.py` from the files in `results/`; `benchmarks/` has the
 programs that measured them. Every section names its command, day and machine, and can be measured
-again. Times are medians, with the quartiles in brackets; ratios are medians of ratios within a
-round, in which everything compared takes its turn.
+again: into another folder than `results`, since what a file holds is not measured again, and then
+`python benchmarks/results.py --results FOLDER -o PAGE.md`. Times are medians, with the quartiles in
+brackets; ratios are medians of ratios within a round, in which everything compared takes its turn.
 """
 
 
