@@ -98,6 +98,18 @@ def test_images_are_those_of_plain_sampling_to_the_last_bit(options, shuffled):
     assert bool(sampler.reused_calls) == (options == {})
 
 
+@pytest.mark.parametrize("sampler_name", ["ddim", "euler", "heun", "dpmpp_2m"])
+@pytest.mark.parametrize("longest_first", [False, True])
+def test_a_schedule_that_ends_early_leaves_states_for_those_that_go_on(sampler_name, longest_first):
+    widths = (1.0, 1.0, 0.5, 0.5, 0.5)
+    some = [schedule(widths[:n], TIMESTEPS[:n], sampler=sampler_name) for n in (3, 4, 5)]
+    sampler = make_sampler(batch_size=3)
+    for one in reversed(some) if longest_first else some:
+        expected = sample_images(Network(), one, TABLE, SHAPE, 7, seed=2, batch_size=3)
+        np.testing.assert_array_equal(sampler(one, 7, 2), expected)
+    assert sampler.reused_calls
+
+
 def test_what_is_reused_is_the_common_beginning():
     sampler = make_sampler()
     found = {name: reused_steps(sampler, one) for name, one in SCHEDULES.items()}

@@ -125,8 +125,9 @@ class PrefixSampler:
             if call.step > step:
                 step = call.step
                 if remembers and step > start and self._may_part_at(steps[step][0]):
-                    # Most samplers have no use for the estimate before.
-                    kept = previous if call.row.x_from_previous else None
+                    # Not by what this step does with the estimate: a schedule's last step has no use
+                    # for it, and a longer schedule that begins alike does.
+                    kept = previous if schedule.sampler == "dpmpp_2m" else None
                     self._keep((*batch, steps[:step], steps[step][0]), (x, kept))
             x, previous = run_call(
                 self.denoise,
