@@ -1,5 +1,6 @@
 """The autoencoder, its training, latents kept on disk, and runs that denoise them."""
 
+import dataclasses
 import json
 import shutil
 
@@ -18,6 +19,7 @@ from ddsm_tf.training.autoencoder import AutoencoderRun, load_autoencoder, repor
 from ddsm_tf.training.config import RunConfig
 from ddsm_tf.training.latents import encode_images
 from ddsm_tf.training.run import Run
+from ddsm_tf.training.train import open_run
 
 SIZE = {
     "image_size": 16,
@@ -246,6 +248,31 @@ def test_an_autoencoder_that_does_not_fit(latent_run, tmp_path, run_here):
     missing = run_here("train", "latent_afhq", "--out", tmp_path / "other", *data)
     assert missing.returncode == 2
     assert "ddsm autoencoder" in missing.stderr
+
+
+def test_an_autoencoder_whose_training_was_cut_short_is_no_use(latent_run, tmp_path, run_here):
+    _, folder, images = latent_run
+    cut = AutoencoderRun.open(shutil.copytree(folder, tmp_path / "cut"))
+    model = cut.load_autoencoder()
+    # As checkpoints have it: the scale is found at the end.
+    model.latent_scale.assign(1.0)
+    cut.save_weights(model)
+    np.savez(tmp_path / "data.npz", images=images[:20])
+    data = ["--data", f"npz:{tmp_path / 'data.npz'}", "--set", f"autoencoder={cut.path}"]
+    done = run_here("train", "latent_afhq", "--out", tmp_path / "run", *data)
+    assert done.returncode == 2
+    assert "is not trained to its end" in done.stderr and "--resume" in done.stderr
+
+
+def test_a_half_copied_autoencoder_is_copied_again(latent_run, tmp_path):
+    run, folder, _ = latent_run
+    config = dataclasses.replace(Run.open(run).config, autoencoder=str(folder))
+    started = Run.create(tmp_path / "run", config)
+    started.autoencoder_path.mkdir()
+    shutil.copy(folder / "config.json", started.autoencoder_path)
+    resumed = open_run(started.path, config, resume=True)
+    copied = (resumed.autoencoder_path / "autoencoder.keras").read_bytes()
+    assert copied == (folder / "autoencoder.keras").read_bytes()
 
 
 def test_older_runs_have_no_autoencoder(tmp_path):

@@ -1,5 +1,6 @@
 """The training program: killed anywhere it goes on to the same weights; what it writes is whole."""
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -16,6 +17,8 @@ from ddsm_tf.errors import InputError
 from ddsm_tf.training.callbacks import keep_history_until, read_history
 from ddsm_tf.training.checkpoints import Checkpoints
 from ddsm_tf.training.run import Run
+from ddsm_tf.training.strategy import Placement
+from ddsm_tf.training.train import open_shared_run
 
 STEPS = 10
 SETTINGS = [*TINY_SETTINGS, "sample_every=10"]
@@ -145,6 +148,32 @@ def test_a_run_can_be_given_more_steps_but_no_other_settings(uninterrupted, tmp_
     assert done.returncode == 0, done.stderr
     assert Checkpoints(out / "checkpoints").steps() == [8, 10, 12]
     assert json.loads((out / "config.json").read_text())["steps"] == 12
+
+
+def test_a_resumed_run_keeps_the_steps_and_settings_it_was_started_with(
+    uninterrupted, tmp_path, run_here
+):
+    out = shutil.copytree(uninterrupted, tmp_path / "run")
+    config = (out / "config.json").read_bytes()
+    done = run_here("train", "digits", "--out", out, "--resume")
+    assert (done.returncode, done.stdout.split(":")[0]) == (0, "trained 10 steps")
+    fewer = run_here("train", "digits", "--out", out, "--resume", "--steps", "8")
+    assert fewer.returncode == 2
+    assert "`steps` (=8) must be at least the run's 10" in fewer.stderr
+    other = run_here("train", "cifar10_16", "--out", out, "--resume")
+    assert other.returncode == 2
+    assert "`preset` (='cifar10_16') differs from the run's 'digits'" in other.stderr
+    assert (out / "config.json").read_bytes() == config
+
+
+def test_a_worker_takes_the_steps_it_was_told_before_the_chief_has_written_them(
+    uninterrupted, tmp_path
+):
+    out = shutil.copytree(uninterrupted, tmp_path / "run")
+    config = dataclasses.replace(Run.open(out).config, steps=12)
+    worker = Placement(worker=1, workers=2, replicas=2)
+    run = open_shared_run(out, config, lambda: pytest.fail("opened"), worker, "config.json")
+    assert (run.path, run.config.steps) == (out, 12)
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_setting_to_blame(tmp_path, run_here):

@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from ddsm_tf.errors import InputError, invalid
@@ -56,12 +57,32 @@ class FlatConfig:
 
     @classmethod
     def _field_type(cls, key: str) -> str:
-        types = {f.name: f.type for f in dataclasses.fields(cls) if f.name not in _NOT_SET}
+        types = {f.name: f.type for f in dataclasses.fields(cls) if f.name not in FILLED_IN}
         if key in types:
             return types[key]
         close = difflib.get_close_matches(key, types, n=1)
         hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(types)}"
         raise invalid("--set", key, f"is no field of the configuration; {hint}")
+
+    def or_resumed(self, out: str | os.PathLike, resume: bool) -> Self:
+        """Where changes start from: this configuration, or that of the run that goes on.
+
+        Args:
+            out: the run folder.
+            resume: whether a run that is there goes on.
+
+        Raises:
+            InputError: that run is of another preset or tunes another run, or is broken.
+        """
+        path = Path(out) / "config.json"
+        if not resume or not path.exists():
+            return self
+        started = self.load(path)
+        for name in FILLED_IN:
+            old, new = getattr(started, name, ""), getattr(self, name, "")
+            if old != new:
+                raise invalid(name, new, f"differs from the run's {old!r}; resume with the same")
+        return started
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON value of `config.json`."""
@@ -89,8 +110,8 @@ class FlatConfig:
             raise InputError(f"config {path}: {error}") from error
 
 
-# What commands fill in.
-_NOT_SET = ("preset", "tuned_from")
+# What commands say by their arguments and `--set` cannot.
+FILLED_IN = ("preset", "tuned_from")
 _CHOICES = {
     "noise_schedule": ("linear", "cosine", "edm"),
     "prediction": PREDICTIONS,

@@ -15,7 +15,8 @@ from ddsm_tf.images import to_float
 from ddsm_tf.training.progress import progress_bar
 
 BATCH_SIZE = 64
-KEPT = ("config.json", "autoencoder.keras")
+# What a run keeps of its autoencoder, in the order in which it is copied.
+ADOPTED = ("config.json", "autoencoder.keras")
 
 
 def adopt_autoencoder(source: str, folder: Path) -> None:
@@ -26,15 +27,18 @@ def adopt_autoencoder(source: str, folder: Path) -> None:
         folder: where to, inside the run.
 
     Raises:
-        InputError: it is no run folder, or has no weights.
+        InputError: it is no run folder, has no weights, or was not trained to its end.
     """
     from ddsm_tf.training.autoencoder import AutoencoderRun
 
     trained = AutoencoderRun.open(source)
     if not trained.weights_path.is_file():
         raise invalid("autoencoder", source, "has no weights yet; see `ddsm autoencoder`")
+    if float(trained.load_autoencoder().latent_scale) == 1.0:
+        rule = "is not trained to its end, so its latents have no scale; see `ddsm autoencoder`"
+        raise invalid("autoencoder", source, f"{rule} --resume")
     folder.mkdir(parents=True, exist_ok=True)
-    for name in KEPT:
+    for name in ADOPTED:
         copy_file(Path(source) / name, folder / name)
 
 

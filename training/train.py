@@ -21,7 +21,7 @@ from ddsm_tf.training.checkpoints import Checkpoints
 from ddsm_tf.training.config import RunConfig
 from ddsm_tf.training.data import ImageSet
 from ddsm_tf.training.flat_config import FlatConfig
-from ddsm_tf.training.latents import adopt_autoencoder
+from ddsm_tf.training.latents import ADOPTED, adopt_autoencoder
 from ddsm_tf.training.pipeline import training_pipeline
 from ddsm_tf.training.run import Run, RunFolder
 from ddsm_tf.training.strategy import Placement, restart_after, restarts_left
@@ -40,24 +40,32 @@ def open_run(out: str | os.PathLike, config: RunConfig, *, resume: bool) -> Run:
     A run may be resumed with more `steps`; every other field must be as it was.
 
     Raises:
-        InputError: the folder exists and `resume` is false, or the configuration changed.
+        InputError: the folder exists and `resume` is false, the configuration changed, or there
+            are fewer steps than before.
     """
     run = open_or_resume(Run, out, config, resume)
-    if config.autoencoder and not run.autoencoder_path.exists():
+    if config.autoencoder and not (run.path / last_file_of(config)).exists():
         adopt_autoencoder(config.autoencoder, run.autoencoder_path)
     return run
 
 
+def last_file_of(config: RunConfig) -> str:
+    """What `open_run` makes last in a run folder."""
+    return f"autoencoder/{ADOPTED[-1]}" if config.autoencoder else "config.json"
+
+
 def open_shared_run(
     out: str | os.PathLike,
+    config: RunConfig,
     opened: Callable[[], Run],
     placement: Placement,
-    last_file: str = "config.json",
+    last_file: str,
 ) -> Run:
     """The run of one of several workers: the chief opens it, the others wait for it.
 
     Args:
         out: the run folder.
+        config: of the run, as every worker was told.
         opened: opens or makes it.
         placement: of this worker.
         last_file: what is there once the folder is made.
@@ -73,7 +81,8 @@ def open_shared_run(
             rule = f"did not appear in {WAIT_SECONDS} s; every worker must see the chief's folder"
             raise invalid("--out", str(out), rule)
         time.sleep(0.2)
-    return Run.open(out)
+    # Not as the folder has it: the chief may be about to write more steps there.
+    return Run(Path(out), config)
 
 
 def train_placed(run: Run, placement: Placement) -> None:
@@ -104,7 +113,10 @@ def open_or_resume(
         if old != new and field.name != "steps":
             rule = f"differs from the run's {old!r}; resume with the settings it was started with"
             raise invalid(field.name, new, rule)
-    if config.steps != run.config.steps:
+    if config.steps < run.config.steps:
+        rule = f"must be at least the run's {run.config.steps}: it was started for so many"
+        raise invalid("steps", config.steps, rule)
+    if config.steps > run.config.steps:
         config.save(run.path / "config.json")
     return kind(run.path, config)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable
 
 from ddsm_tf.errors import invalid
 from ddsm_tf.files import copy_file
@@ -41,35 +40,35 @@ FIXED = (
 )
 
 
-def tuned_config(source: Run, changes: Iterable[str] = ()) -> RunConfig:
-    """The configuration of a run that tunes another's network.
+def tuned_config(source: Run) -> RunConfig:
+    """The configuration that the tuning of a run's network starts from.
 
-    It is the other's, with half of its learning rate, a third of its steps, and without
+    It is the run's, with half of its learning rate, a third of its steps, and without
     distillation, which has no meaning where a step trains one width.
-
-    Args:
-        source: the run whose network is tuned.
-        changes: `key=value`, as of `ddsm train --set`; not of the architecture or the noise.
-
-    Raises:
-        InputError: a change is none, or is of what the network's weights depend on.
     """
-    config = dataclasses.replace(
+    return dataclasses.replace(
         source.config,
         tuned_from=str(source.path),
         learning_rate=source.config.learning_rate * RATE_SHARE,
         steps=max(1, round(source.config.steps * STEPS_SHARE)),
         distillation=0.0,
     )
-    changed = config.changed(changes)
+
+
+def check_tuned_config(config: RunConfig, source: Run) -> None:
+    """Check that a configuration can go on from a run's network.
+
+    Raises:
+        InputError: it changes what the network's weights depend on, or asks for distillation.
+    """
     for name in FIXED:
-        if getattr(changed, name) != getattr(config, name):
-            rule = f"is fixed by the network that is tuned: {getattr(config, name)!r}"
-            raise invalid("--set", f"{name}={getattr(changed, name)}", rule)
-    if changed.distillation:
+        asked, fixed = getattr(config, name), getattr(source.config, name)
+        if asked != fixed:
+            rule = f"is fixed by the network that is tuned: {fixed!r}"
+            raise invalid("--set", f"{name}={asked}", rule)
+    if config.distillation:
         rule = "must be 0: a step of tuning trains one width, which has none to imitate"
-        raise invalid("distillation", changed.distillation, rule)
-    return changed
+        raise invalid("distillation", config.distillation, rule)
 
 
 def open_tuned_run(
@@ -87,8 +86,9 @@ def open_tuned_run(
 
     Raises:
         InputError: the folder exists and `resume` is false, the configuration or the schedule
-            changed, or the source has no weights.
+            changed, the source has no weights, or see `check_tuned_config`.
     """
+    check_tuned_config(config, source)
     if not source.weights_path.is_file():
         raise invalid("RUN", str(source.path), "has no weights yet; see `ddsm train`")
     run = open_or_resume(Run, out, config, resume)

@@ -15,7 +15,11 @@ _TRAINING_OPTIONS = [
     click.option("--data", metavar="SOURCE", help="digits, npz:FILE[:KEY], folder:DIR, tfds:NAME"),
     click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Configuration."),
     click.option("--steps", type=click.IntRange(min=1), help="Training steps in all."),
-    click.option("--resume", is_flag=True, help="Go on from the newest checkpoint."),
+    click.option(
+        "--resume",
+        is_flag=True,
+        help="Go on from the newest checkpoint, with the run's own settings.",
+    ),
 ]
 strategy_option = click.option(
     "--strategy",
@@ -89,11 +93,15 @@ def train(
     """Train a slimmable UNet on every width at once."""
     from ddsm_tf.training.presets import get_preset
 
-    config = get_preset(preset).changed(changes_of(changes, data, steps))
+    start = get_preset(preset).or_resumed(out, resume)
+    config = start.changed(changes_of(changes, data, steps))
     placement = _start(strategy)
-    from ddsm_tf.training.train import open_run
+    from ddsm_tf.training.train import last_file_of, open_run
 
-    _train(out, config, placement, lambda: open_run(out, config, resume=resume))
+    def opened() -> Any:
+        return open_run(out, config, resume=resume)
+
+    _train(out, config, placement, opened, last_file_of(config))
 
 
 @click.command()
@@ -123,7 +131,8 @@ def tune(
     from ddsm_tf.training.tune import LAST_FILE, open_tuned_run, schedule_to_tune_for, tuned_config
 
     tuned_for = schedule_to_tune_for(source, schedule)
-    config = tuned_config(source, changes_of(changes, data, steps))
+    start = tuned_config(source).or_resumed(out, resume)
+    config = start.changed(changes_of(changes, data, steps))
 
     def opened() -> Any:
         return open_tuned_run(out, config, source, tuned_for, resume=resume)
@@ -141,13 +150,13 @@ def _start(strategy: str) -> Any:
 
 
 def _train(
-    out: str, config: Any, placement: Any, opened: Callable[[], Any], *last_file: str
+    out: str, config: Any, placement: Any, opened: Callable[[], Any], last_file: str
 ) -> None:
     from ddsm_tf.training.train import open_shared_run, train_placed
 
     if placement.replicas > 1:
         click.echo(placement.describe(config.batch_size, config.learning_rate), err=True)
-    run = open_shared_run(out, opened, placement, *last_file)
+    run = open_shared_run(out, config, opened, placement, last_file)
     train_placed(run, placement)
     if placement.is_chief:
         click.echo(f"trained {config.steps} steps: {run.weights_path}")
@@ -168,7 +177,8 @@ def autoencoder(
     """Train the autoencoder whose latents a latent_… preset denoises."""
     from ddsm_tf.training.presets import get_autoencoder
 
-    config = get_autoencoder(preset).changed(changes_of(changes, data, steps))
+    start = get_autoencoder(preset).or_resumed(out, resume)
+    config = start.changed(changes_of(changes, data, steps))
     quiet_tensorflow()
     from ddsm_tf.training.autoencoder import AutoencoderRun, train_autoencoder
     from ddsm_tf.training.train import open_or_resume
