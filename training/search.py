@@ -87,11 +87,10 @@ def _keep_settings(problem: SearchProblem) -> dict[str, Any]:
 def _read_settings(problem: SearchProblem) -> dict[str, Any]:
     path = problem.settings_path
     settings = read_json(path, argument="search settings")
-    # A search of an older version has all keys but what came later, which were not in force.
-    if isinstance(settings, dict):
-        settings = {"guidance_widths": "same", **settings}
     if not isinstance(settings, dict) or set(settings) != {*problem.settings(), "methods"}:
-        raise InputError(f"search settings {path}: are broken; delete {path.parent}")
+        raise InputError(
+            f"search settings {path}: are broken or of another version; delete {path.parent}"
+        )
     return settings
 
 

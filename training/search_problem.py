@@ -167,6 +167,11 @@ class SearchProblem:
             decode=self.model.decode,
         )
 
+    @cached_property
+    def _classifier_digest(self) -> str:
+        """Of the network that judges: distances by another one would not compare."""
+        return self.evaluate.distance.network.digest()
+
     def _step_seconds(self) -> dict[float, float]:
         """Width → seconds of a step for one image of a batch; measured once, then kept.
 
@@ -258,6 +263,7 @@ class SearchProblem:
             "images": self.images,
             "seed": self.options.seed,
             "weights": weights_fingerprint(self.model.unet),
+            "classifier": self._classifier_digest,
             "segments": self.segments,
             "refinements": self.options.refinements,
             "skips": self.options.skips,
