@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from ddsm_tf.errors import InputError
-from ddsm_tf.metrics import FeatureNetwork, FrechetDistance, Statistics, frechet_distance
+from ddsm_tf.images import to_float
+from ddsm_tf.metrics import (
+    FeatureNetwork,
+    FrechetDistance,
+    Statistics,
+    classifier,
+    frechet_distance,
+)
 from ddsm_tf.metrics.classifier import train_classifier
 from ddsm_tf.training.data import load_images
 
@@ -115,6 +122,23 @@ def test_classifier_is_fixed_by_its_seed_and_survives_a_file(network, digits, tm
     # Weights alone, not what trained them.
     weights = 4 * network.classifier.count_params()
     assert (tmp_path / "classifier.keras").stat().st_size < 1.5 * weights + 50_000
+
+
+def test_only_some_images_are_floats_at_a_time(network, digits, monkeypatch):
+    images = digits.images[:70]
+    features, logits = network.features_and_logits(images)
+    counts = []
+
+    def counted(some):
+        counts.append(len(some))
+        return to_float(some)
+
+    monkeypatch.setattr(classifier, "AT_A_TIME", 32)
+    monkeypatch.setattr(classifier, "to_float", counted)
+    again = network.features_and_logits(images)
+    assert counts == [32, 32, 6] * 2
+    np.testing.assert_allclose(again[0], features, atol=1e-5)
+    np.testing.assert_allclose(again[1], logits, atol=1e-5)
 
 
 def test_images_without_labels_are_told_apart_by_their_turns(digits):

@@ -110,6 +110,22 @@ def test_large_sets_are_mapped_and_read_once(odd_folder, tmp_path, monkeypatch):
     assert len(load_images(f"folder:{odd_folder}", 8, 3, cache).images) == 6
 
 
+def test_a_worker_takes_the_set_that_another_has_written_meanwhile(
+    odd_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(data_module, "MEMORY_BYTES", 100)
+    write = data_module._write_cache
+
+    def second(source, size, channels, folder):
+        if not folder.exists():
+            write(source, size, channels, folder)
+        write(source, size, channels, folder)
+
+    monkeypatch.setattr(data_module, "_write_cache", second)
+    assert len(load_images(f"folder:{odd_folder}", 8, 3, tmp_path / "cache").images) == 5
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
 def test_rows_are_those_of_the_array(tmp_path):
     array = np.arange(60).reshape(10, 3, 2)
     rows = Rows(array, np.array([7, 2, 5]))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ddsm_tf.errors import invalid
+from ddsm_tf.errors import InputError, invalid
 from ddsm_tf.files import atomic_folder, read_json, write_json
 from ddsm_tf.training.pipeline import training_batches
 from ddsm_tf.training.progress import progress_bar
@@ -89,7 +89,12 @@ def load_images(
     key = f"{source} {image_size} {channels} {opened.fingerprint}"
     folder = Path(cache) / hashlib.sha256(key.encode()).hexdigest()[:32]
     if not folder.exists():
-        _write_cache(opened, image_size, channels, folder)
+        try:
+            _write_cache(opened, image_size, channels, folder)
+        except InputError:
+            # Another worker of the same run may have been first.
+            if not folder.exists():
+                raise
     return _read_cache(folder)
 
 

@@ -27,6 +27,8 @@ STEPS = 600
 LEARNING_RATE = 2e-3
 HELD_OUT = 0.1
 ROTATED_IMAGES = 10_000
+# Images that are floats at the same time.
+AT_A_TIME = 4096
 _FEATURE_LAYER = "features"
 
 
@@ -59,12 +61,11 @@ class FeatureNetwork:
         if images.dtype != np.uint8 or images.shape[1:] != self.image_shape:
             given = f"{images.dtype} {images.shape}"
             raise invalid("images", given, f"must be uint8 (N, *{self.image_shape})")
-        return self._features.predict(to_float(images), batch_size=512, verbose=0)
+        return _predict(self._features, images)
 
     def features_and_logits(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Features, float32 (N, 64), and the classifier's logits, float32 (N, K)."""
-        logits = self.classifier.predict(to_float(images), batch_size=512, verbose=0)
-        return self(images), logits
+        return self(images), _predict(self.classifier, images)
 
     def digest(self) -> str:
         """SHA-256 of the weights."""
@@ -145,9 +146,21 @@ def train_classifier(
         verbose=0,
         callbacks=[keras.callbacks.LambdaCallback(on_train_batch_end=_stepper(on_step))],
     )
-    logits = classifier.predict(to_float(images[held_out]), batch_size=512, verbose=0)
+    logits = _predict(classifier, images[held_out])
     accuracy = float(np.mean(logits.argmax(axis=1) == classes[held_out]))
     return FeatureNetwork(classifier, accuracy)
+
+
+def _predict(network: keras.Model, images: np.ndarray) -> np.ndarray:
+    """A network's output for uint8 images, of which only some are floats at a time.
+
+    A set of images may be mapped from a file that is larger than memory.
+    """
+    parts = [
+        network.predict(to_float(images[first : first + AT_A_TIME]), batch_size=512, verbose=0)
+        for first in range(0, len(images), AT_A_TIME)
+    ]
+    return np.concatenate(parts)
 
 
 def _classifier(image_shape: tuple[int, int, int], classes: int, seed: int) -> keras.Model:
