@@ -58,11 +58,15 @@ def width_name(width: float) -> str:
 def even_timesteps(train_timesteps: int, steps: int) -> tuple[int, ...]:
     """`steps` timesteps spread evenly over [0, T), falling and ending at 0 (DDIM, appendix D.2).
 
+    A single step is the noisiest, T - 1: from t = 0 it would leave the noise as it is.
+
     >>> even_timesteps(1000, 5)
     (800, 600, 400, 200, 0)
     """
     if not 1 <= steps <= train_timesteps:
         raise invalid("steps", steps, f"must lie in [1, train_timesteps (={train_timesteps})]")
+    if steps == 1:
+        return (train_timesteps - 1,)
     return tuple(i * train_timesteps // steps for i in reversed(range(steps)))
 
 

@@ -12,8 +12,12 @@ import numpy as np
 import pytest
 from conftest import EAGER, TINY_SETTINGS, cpu_seconds, run_command, run_ddsm, set_options
 
+from ddsm_tf.errors import InputError
+from ddsm_tf.metrics import train_classifier
 from ddsm_tf.schedule import StepSchedule, even_timesteps
 from ddsm_tf.search import read_pareto
+from ddsm_tf.training import evaluate
+from ddsm_tf.training.run import Run
 
 CLI = "ddsm_tf.cli"
 
@@ -58,6 +62,11 @@ def test_search_resumes_and_refuses_to_start_over(searched_run, tmp_path, run_he
     assert StepSchedule.load(run / "schedule.json").sampler == "ddim"
     done = run_here("search", run, "--resume", "--images", "64")
     assert done.returncode == 2 and "`images` (=64)" in done.stderr
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8)
+    train_classifier(images, steps=1).save(run / "classifier.keras")
+    # Half of the distances would be by another judge.
+    done = run_here("search", run, "--resume", "--trials", "5")
+    assert done.returncode == 2 and "`classifier` (=" in done.stderr
 
 
 def test_search_by_latency(tiny_run, searched_run, tmp_path, run_here):
@@ -118,6 +127,28 @@ def test_evaluate_prints_one_object(searched_run, run_here):
     assert result["width_counts"] == {"0.5": 3}
     assert 0.2 < result["macs_fraction"] < 0.35
     assert result["distance"] > 0 and result["seconds"] > 0
+
+
+def test_evaluate_times_networks_that_are_compiled(searched_run, monkeypatch):
+    run = Run.open(searched_run)
+    schedule = StepSchedule((900, 500, 100), (1.0, 0.5, 1.0))
+
+    def timed(model, asked, count, seed):
+        assert set(model.denoise._compiled) == {1.0, 0.5}
+        return model.sample(asked, count, seed)
+
+    monkeypatch.setattr(evaluate, "sample_with_bar", timed)
+    assert evaluate.evaluate_run(run, schedule, 8, 0)["images"] == 8
+
+
+@pytest.mark.parametrize("metric", ["fidd", "per_class"])
+def test_metrics_that_cannot_be_are_refused_before_anything_is_sampled(
+    tiny_run, monkeypatch, metric
+):
+    run = Run.open(tiny_run)
+    monkeypatch.setattr(evaluate, "suite_of", lambda *_: pytest.fail("real images were looked at"))
+    with pytest.raises(InputError, match=rf"`metrics` \(='{metric}'\)"):
+        evaluate.evaluate_run(run, run.schedule("full"), 8, 0, metrics=["fid", metric])
 
 
 def test_presets_are_listed(run_here):

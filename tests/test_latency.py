@@ -1,5 +1,6 @@
 """Timing a step of every width: turns, medians, threads, and the file that a search reads."""
 
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -151,6 +152,15 @@ def test_the_command_writes_what_a_search_reads(
     assert shares[0] == ["100.0%", "100.0%"]
     assert shares[1][0] == f"{medians[0.5] / medians[1.0]:.1%}"
     assert not list(scratch.glob("ddsm-*"))
+
+
+@pytest.mark.parametrize("runtime", program.RUNTIMES)
+def test_a_network_with_classes_is_measured_too(tiny_run, tmp_path, capfd, runtime):
+    config = dataclasses.replace(Run.open(tiny_run).config, num_classes=3)
+    run, out = Run.create(tmp_path / "run", config), tmp_path / "latency.json"
+    run.save_weights(run.new_model())
+    assert measure(run.path, out, "--runtime", runtime, "--rounds", 1) == 0, capfd.readouterr().err
+    assert set(json.loads(out.read_text())["widths"]) == {"1.0", "0.5"}
 
 
 def check_content(content, call, runtime):

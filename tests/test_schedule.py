@@ -32,7 +32,7 @@ def load_text(text, folder):
     ("train_timesteps", "steps", "expected"),
     [
         (1000, 5, (800, 600, 400, 200, 0)),
-        (1000, 1, (0,)),
+        (1000, 1, (999,)),
         (4, 4, (3, 2, 1, 0)),
         (10, 3, (6, 3, 0)),
     ],
@@ -41,7 +41,7 @@ def test_even_timesteps(train_timesteps, steps, expected):
     assert even_timesteps(train_timesteps, steps) == expected
 
 
-@pytest.mark.parametrize("steps", range(1, 101))
+@pytest.mark.parametrize("steps", range(2, 101))
 def test_even_timesteps_always_fall_to_zero(steps):
     timesteps = even_timesteps(100, steps)
     assert len(set(timesteps)) == steps

@@ -13,6 +13,7 @@ from ddsm_tf.models import SGD, Adam, DiffusionModel, SlimmableUNet, TunedDiffus
 from ddsm_tf.models.objective import timestep_probabilities
 from ddsm_tf.noise import NoiseTable
 from ddsm_tf.schedule import StepSchedule
+from ddsm_tf.training import report
 from ddsm_tf.training.checkpoints import Checkpoints
 from ddsm_tf.training.run import Run
 
@@ -249,6 +250,17 @@ def test_a_folder_that_was_cut_short_is_completed(source, tmp_path, tune):
     assert done.returncode == 0, done.stderr
     assert StepSchedule.load(out / "tuning" / "schedule.json") == TUNED
     assert json.loads((out / "tuning" / "config.json").read_text())["tuned_from"] == ""
+
+
+def test_the_report_says_how_it_was_tuned(source, tmp_path, tune):
+    out = tmp_path / "tuned"
+    assert tune(out, "--steps", 1, "--set", "seed=4").returncode == 0
+    commands = report._commands(Run.open(out)).splitlines()
+    assert commands[0] == (
+        f"ddsm tune {source} --schedule tuned/tuning/schedule.json --out tuned "
+        "--set steps=1 --set seed=4"
+    )
+    assert commands[1].startswith("ddsm sample tuned")
 
 
 def test_any_schedule_can_be_tuned_for(source, tmp_path, tune):

@@ -13,8 +13,8 @@ from ddsm_tf.cost import cost_fraction, macs_per_width, schedule_cost
 from ddsm_tf.labels import labels_in_turn
 from ddsm_tf.metrics import FeatureNetwork, FrechetDistance, train_classifier
 from ddsm_tf.metrics.inception import InceptionNetwork
-from ddsm_tf.metrics.suite import MetricSuite
-from ddsm_tf.schedule import StepSchedule
+from ddsm_tf.metrics.suite import MetricSuite, check_metrics
+from ddsm_tf.schedule import StepSchedule, even_timesteps
 from ddsm_tf.training.data import ImageSet
 from ddsm_tf.training.progress import progress_bar
 from ddsm_tf.training.run import Run
@@ -92,12 +92,16 @@ def evaluate_run(
         Distance and its name, MACs an image (all steps), share of full width's, seconds an image;
         under `metrics` what was asked for.
     """
+    # Before hours of sampling and not after.
+    check_metrics(metrics, with_classes=bool(run.config.num_classes))
     suite = suite_of(run, inception) if metrics else None
     distance = frechet_distance_of(run)
     count = count or run.config.search_images
     macs = macs_per_width(run.load_unet())
+    model = run.load_model()
+    _warm_up(model, schedule)
     started = time.perf_counter()
-    images = sample_with_bar(run, schedule, count, seed)
+    images = sample_with_bar(model, schedule, count, seed)
     seconds = (time.perf_counter() - started) / count
     judged = {}
     if suite is not None:
@@ -118,3 +122,11 @@ def evaluate_run(
         "width_counts": {f"{w:g}": n for w, n in schedule.width_counts().items()},
         **judged,
     }
+
+
+def _warm_up(model: Any, schedule: StepSchedule) -> None:
+    """Compile every width of a schedule, so that sampling is timed and not tracing."""
+    timesteps = even_timesteps(schedule.train_timesteps, 1)
+    for width in schedule.call_counts():
+        uniform = StepSchedule.uniform(width, timesteps, train_timesteps=schedule.train_timesteps)
+        model.sample(uniform, 1)

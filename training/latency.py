@@ -20,6 +20,7 @@ from ddsm_tf.edge.benchmark import benchmark as benchmark_litert
 from ddsm_tf.errors import invalid
 from ddsm_tf.export import export
 from ddsm_tf.files import write_json
+from ddsm_tf.labels import no_class
 from ddsm_tf.latency import WARM_UP, Denoise, latency_content, limit_tensorflow, time_widths
 from ddsm_tf.training.progress import progress_bar
 from ddsm_tf.training.run import Run
@@ -122,7 +123,9 @@ def _prepare_litert(
     sampler = EdgeSampler(Bundle.load(folder), threads or None)
     # LiteRT announces its delegate on stderr at the first step.
     blank = np.zeros((1, *model.unet.image_shape), np.float32)
-    without_stderr(lambda: sampler.denoise(blank, 0, model.unet.widths[0]))
+    classes = model.unet.num_classes
+    labels = no_class(classes, 1) if classes else None
+    without_stderr(lambda: sampler.denoise(blank, 0, model.unet.widths[0], labels))
     return partial(benchmark_litert, sampler)
 
 

@@ -20,6 +20,8 @@ from ddsm_tf.schedule import StepSchedule
 from ddsm_tf.search.importance import ImportanceTable
 from ddsm_tf.search.pareto import read_pareto
 from ddsm_tf.training.callbacks import read_history
+from ddsm_tf.training.config import RunConfig
+from ddsm_tf.training.flat_config import FILLED_IN
 from ddsm_tf.training.plots import importance_plot, loss_plot, search_figures, to_png
 from ddsm_tf.training.run import Run
 from ddsm_tf.training.sample import sample_with_bar
@@ -175,10 +177,11 @@ def _pictures(run: Run, schedule: StepSchedule) -> list[dict[str, str]]:
     full = schedule.with_widths([max(run.config.widths)] * len(schedule))
     real = run.load_data().images
     rows = np.random.default_rng(SEED).permutation(len(real))[:GRID_IMAGES]
+    model = run.load_model()
     pictures = [
         _picture("Real images", real[rows]),
-        _picture("Full width", sample_with_bar(run, full, GRID_IMAGES, SEED)),
-        _picture("Step-aware schedule", sample_with_bar(run, schedule, GRID_IMAGES, SEED)),
+        _picture("Full width", sample_with_bar(model, full, GRID_IMAGES, SEED)),
+        _picture("Step-aware schedule", sample_with_bar(model, schedule, GRID_IMAGES, SEED)),
     ]
     edge = _edge_images(run, schedule)
     if edge is not None:
@@ -262,11 +265,9 @@ def _costs(unet: Any) -> list[dict[str, Any]]:
 
 def _commands(run: Run) -> str:
     folder = shlex.quote(run.path.name)
-    settings = _changed_settings(run)
     return "\n".join(
         [
-            f"ddsm train {run.config.preset} --out {folder}{settings}",
-            f"ddsm search {folder}",
+            *_training_commands(run, folder),
             f"ddsm sample {folder} -n 64 --seed {SEED} -o samples.png",
             f"ddsm evaluate {folder} --json",
             f"ddsm export {folder} bundle -o bundle",
@@ -276,12 +277,26 @@ def _commands(run: Run) -> str:
     )
 
 
-def _changed_settings(run: Run) -> str:
-    """The `--set` options that turn the preset into this run's configuration."""
+def _training_commands(run: Run, folder: str) -> list[str]:
+    """What made the network and its schedule."""
     from ddsm_tf.training.presets import get_preset
+    from ddsm_tf.training.tune import tuned_config
 
-    preset, config = get_preset(run.config.preset).to_dict(), run.config.to_dict()
-    changed = {key: value for key, value in config.items() if value != preset[key]}
+    config = run.config
+    if config.tuned_from:
+        source, schedule = shlex.quote(config.tuned_from), f"{folder}/tuning/schedule.json"
+        settings = _settings(tuned_config(Run.open(run.tuning_path)), config)
+        return [f"ddsm tune {source} --schedule {schedule} --out {folder}{settings}"]
+    settings = _settings(get_preset(config.preset), config)
+    return [f"ddsm train {config.preset} --out {folder}{settings}", f"ddsm search {folder}"]
+
+
+def _settings(start: RunConfig, config: RunConfig) -> str:
+    """The `--set` options that turn a configuration into another."""
+    before, after = start.to_dict(), config.to_dict()
+    changed = {
+        key: value for key, value in after.items() if key not in FILLED_IN and value != before[key]
+    }
     texts = {
         key: ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
         for key, value in changed.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ BATCH_SIZE = 64
 
 
 def sample_with_bar(
-    run: Run,
+    model: Any,
     schedule: StepSchedule,
     count: int,
     seed: int,
@@ -24,8 +25,7 @@ def sample_with_bar(
     labels: np.ndarray | None = None,
     label: str = "sample",
 ) -> np.ndarray:
-    """Sample uint8 (count, H, W, C) images from a run's weights, with a progress bar."""
-    model = run.load_model()
+    """Sample uint8 (count, H, W, C) images from a `DiffusionModel`, with a progress bar."""
     bar = progress_bar(len(schedule) * math.ceil(count / BATCH_SIZE), label)
     with bar:
         return model.sample(
@@ -48,4 +48,5 @@ def sample_to_file(
     labels: np.ndarray | None = None,
 ) -> None:
     """Sample and write a `.png` grid or a `.npy` array, atomically."""
-    save_images(sample_with_bar(run, schedule, count, seed, labels=labels), out)
+    images = sample_with_bar(run.load_model(), schedule, count, seed, labels=labels)
+    save_images(images, out)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ddsm_tf.errors import InputError, invalid
+from ddsm_tf.errors import invalid
 from ddsm_tf.files import atomic_file
 from ddsm_tf.metrics.frechet import Statistics, frechet_distance
 from ddsm_tf.metrics.inception_score import SPLITS, classifier_score
@@ -23,6 +23,24 @@ METRICS = ("fid", "kid", "is", "precision_recall", "per_class", "fid_infinity")
 on other networks the same formulas have other names."""
 
 FeaturesAndLogits = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+def check_metrics(metrics: Sequence[str], *, with_classes: bool) -> None:
+    """Check that metrics can be measured.
+
+    Args:
+        metrics: names.
+        with_classes: whether images and real ones have labels.
+
+    Raises:
+        InputError: an unknown metric, or "per_class" without labels.
+    """
+    for metric in metrics:
+        if metric not in METRICS:
+            raise invalid("metrics", metric, f"must be among {', '.join(METRICS)}")
+    if "per_class" in metrics and not with_classes:
+        rule = "needs a model with classes, and data with labels"
+        raise invalid("metrics", "per_class", rule)
 
 
 class MetricSuite:
@@ -89,9 +107,7 @@ class MetricSuite:
         Raises:
             InputError: an unknown metric, too few images, or no labels for "per_class".
         """
-        for metric in metrics:
-            if metric not in METRICS:
-                raise invalid("metrics", metric, f"must be among {', '.join(METRICS)}")
+        check_metrics(metrics, with_classes=labels is not None and self.labels is not None)
         features, logits = self._network(images)
         results, names = {}, self.names()
         for metric in metrics:
@@ -119,10 +135,6 @@ class MetricSuite:
 
     def _per_class(self, features: np.ndarray, labels: np.ndarray | None) -> dict[str, Any]:
         """The distance of each class's images to that class's real ones, and the mean."""
-        if labels is None or self.labels is None:
-            raise InputError(
-                "`metrics` (='per_class') needs a model with classes, and data with labels"
-            )
         distances = {}
         for label in np.unique(labels):
             ours, theirs = features[labels == label], self.real[self.labels == label]

@@ -117,7 +117,7 @@ class KLAutoencoder(AveragedWeights, keras.Model):
         self.latent_channels, self.base_channels = latent_channels, base_channels
         self.channel_multipliers = tuple(channel_multipliers)
         self.blocks_per_level, self.kl_weight, self.seed = blocks_per_level, kl_weight, seed
-        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.seed_generator = keras.random.SeedGenerator(seed % 2**32)  # all that JAX takes
         self._make_layers()
         for layer in self._flatten_layers(include_self=False, recursive=False):
             layer.build(None)

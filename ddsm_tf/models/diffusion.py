@@ -110,7 +110,7 @@ class DiffusionModel(AveragedWeights, keras.Model):
         self.decode = decode
         self._objective = Objective.of(noise_table, weighting)
         self.seed = seed
-        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.seed_generator = keras.random.SeedGenerator(seed % 2**32)  # all that JAX takes
         self._draws = TrainingDraws(self.seed_generator, self._objective, unet.image_shape)
         self.loss_trackers = {
             width: keras.metrics.Mean(name=loss_name(width)) for width in unet.widths

@@ -125,8 +125,8 @@ class PrefixSampler:
             if call.step > step:
                 step = call.step
                 if remembers and step > start and self._may_part_at(steps[step][0]):
-                    # Not by what this step does with the estimate: a schedule's last step has no use
-                    # for it, and a longer schedule that begins alike does.
+                    # Even where this step, a schedule's last, has no use for the estimate, a longer
+                    # schedule that begins alike does.
                     kept = previous if schedule.sampler == "dpmpp_2m" else None
                     self._keep((*batch, steps[:step], steps[step][0]), (x, kept))
             x, previous = run_call(
