@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from schedules import IRRELEVANT, LIBRARIES, PLANS, Plan, about, measure
 
 from ddsm_tf.cost import macs_per_width
 from ddsm_tf.errors import invalid
+from ddsm_tf.files import copy_file
 from ddsm_tf.latency import limit_tensorflow
 from ddsm_tf.training.evaluate import classifier_of
 from ddsm_tf.training.run import Run
@@ -90,7 +90,7 @@ def share_classifier(runs: Sequence[Run]) -> None:
     first, *others = runs
     classifier_of(first, first.load_data())
     for run in others:
-        shutil.copy(first.path / "classifier.keras", run.path / "classifier.keras")
+        copy_file(first.path / "classifier.keras", run.path / "classifier.keras")
 
 
 if __name__ == "__main__":

@@ -29,12 +29,15 @@ def adopt_autoencoder(source: str, folder: Path) -> None:
     Raises:
         InputError: it is no run folder, has no weights, or was not trained to its end.
     """
+    from keras.ops import convert_to_numpy
+
     from ddsm_tf.training.autoencoder import AutoencoderRun
 
     trained = AutoencoderRun.open(source)
     if not trained.weights_path.is_file():
         raise invalid("autoencoder", source, "has no weights yet; see `ddsm autoencoder`")
-    if float(trained.load_autoencoder().latent_scale) == 1.0:
+    scale = convert_to_numpy(trained.load_autoencoder().latent_scale)
+    if float(scale) == 1.0:
         rule = "is not trained to its end, so its latents have no scale; see `ddsm autoencoder`"
         raise invalid("autoencoder", source, f"{rule} --resume")
     folder.mkdir(parents=True, exist_ok=True)
