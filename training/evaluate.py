@@ -97,8 +97,8 @@ def evaluate_run(
     suite = suite_of(run, inception) if metrics else None
     distance = frechet_distance_of(run)
     count = count or run.config.search_images
-    macs = macs_per_width(run.load_unet())
     model = run.load_model()
+    macs = macs_per_width(model.unet)
     _warm_up(model, schedule)
     started = time.perf_counter()
     images = sample_with_bar(model, schedule, count, seed)

@@ -72,17 +72,14 @@ class FlatConfig:
             resume: whether a run that is there goes on.
 
         Raises:
-            InputError: that run is of another preset or tunes another run, or is broken.
+            InputError: its `config.json` is broken.
         """
         path = Path(out) / "config.json"
         if not resume or not path.exists():
             return self
-        started = self.load(path)
-        for name in FILLED_IN:
-            old, new = getattr(started, name, ""), getattr(self, name, "")
-            if old != new:
-                raise invalid(name, new, f"differs from the run's {old!r}; resume with the same")
-        return started
+        # What the command said stays, so that whoever opens the run can refuse another preset.
+        said = {name: getattr(self, name) for name in FILLED_IN if hasattr(self, name)}
+        return dataclasses.replace(self.load(path), **said)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON value of `config.json`."""
