@@ -21,7 +21,7 @@ from unittest import mock
 import keras
 import numpy as np
 from keras import ops
-from measuring import Stages
+from measuring import Stages, results_file
 
 from ddsm_tf.cost import macs_per_width
 from ddsm_tf.images import to_float
@@ -141,8 +141,8 @@ def main() -> None:
     # All widths in every step, whatever the preset says.
     config = dataclasses.replace(config, middle_widths=len(config.widths))
     ablations = Ablations(config, options.images)
-    name = "_".join(filter(None, ("ablations", options.preset, options.name)))
-    stages = Stages(options.out / f"{name}.json", LIBRARIES)
+    name = f"ablations_{options.preset}"
+    stages = Stages(results_file(options.out, name, options.name), LIBRARIES)
     stages.measure("settings", ablations.settings)
     for seed in options.seeds:
         for variant in options.variants:

@@ -6,8 +6,8 @@ The paper's CIFAR-10 network (base 128, 32×32) with random weights, every width
 sizes: our Keras graph, SavedModel, LiteRT in float32 and dynamic int8, and the same network in
 PyTorch, eager and compiled, all from the same weights and NumPy in, NumPy out. Within a batch size
 all of them take turns, together with the convolution that bounds them. Writes
-`DIR/inference_speed.json`; an interrupted run goes on where it stopped. The machine should do
-nothing else. Needs `pip install torch`.
+`DIR/inference_speed.json`, or `DIR/inference_speed_NAME.json`; an interrupted run goes on where it
+stopped. The machine should do nothing else. Needs `pip install torch`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import ceilings
 import numpy as np
-from measuring import Stages, spread, take_turns
+from measuring import Stages, results_file, spread, take_turns
 from names import KERAS
 from networks import random_weights
 from runtimes import OURS, PEERS, Denoise, Runtimes
@@ -43,10 +43,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, nargs="+", default=(20, 10, 8), help="of each batch")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runtimes", nargs="+", choices=OURS + PEERS, default=OURS + PEERS)
+    parser.add_argument("--name", help="of the machine, if it gets a file of its own")
     parser.add_argument("--work", type=Path, default=Path("runs/speed"), help="keeps exports")
     options = parser.parse_args()
     limit_tensorflow(options.threads)
-    stages = Stages(options.out / "inference_speed.json", LIBRARIES)
+    stages = Stages(results_file(options.out, "inference_speed", options.name), LIBRARIES)
     unet = random_weights(network_of(get_preset(options.preset)))
     measure_all(stages, Runtimes(unet, options.work / options.preset, options.threads), options)
 

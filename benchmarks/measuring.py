@@ -69,6 +69,11 @@ def spread(values: Sequence[float] | np.ndarray) -> dict[str, float]:
     return {"median": median, "low": low, "high": high, "count": len(values)}
 
 
+def results_file(folder: Path, benchmark: str, name: str | None) -> Path:
+    """Where a benchmark writes: `BENCHMARK.json`, or `BENCHMARK_NAME.json` if it has a name."""
+    return folder / f"{'_'.join(filter(None, (benchmark, name)))}.json"
+
+
 class Stages:
     """The JSON file of a benchmark, filled stage by stage; an interrupted one goes on.
 

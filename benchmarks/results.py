@@ -59,8 +59,8 @@ SECTIONS: Sequence[tuple[str, Section]] = (
     ("capacity_*.json", capacity_results.section),
     ("tuning_*.json", tuning_results.section),
     ("ablations_*.json", ablation_results.section),
-    ("inference_speed.json", speed_results.inference),
-    ("trajectory_speed.json", speed_results.trajectories),
+    ("inference_speed*.json", speed_results.inference),
+    ("trajectory_speed*.json", speed_results.trajectories),
     ("training_speed_*.json", speed_results.training),
     ("footprint.json", footprint_results.section),
 )

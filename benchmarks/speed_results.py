@@ -8,7 +8,7 @@ from typing import Any
 import ceilings
 import numpy as np
 from names import FULL, PAPER_STEPS, STEP_AWARE, TORCH, UPDATE
-from tables import table, with_quartiles
+from tables import instructions, table, with_quartiles
 
 Rounds = dict[tuple[str, str], np.ndarray]
 
@@ -18,7 +18,7 @@ def inference(content: Mapping[str, Any]) -> Iterator[str]:
     network = content["network"]
     macs = {width: float(value) for width, value in network["macs"].items()}
     side, _, channels = network["image_shape"]
-    yield "## Speed of a step"
+    yield f"## Speed of a step: {instructions(content['provenance'])}"
     yield ""
     yield (
         f"The `{network['preset']}` network ({side}×{side}×{channels}, random weights) on every "
@@ -90,7 +90,7 @@ def trajectories(content: Mapping[str, Any]) -> Iterator[str]:
     """Step-aware trajectories beside those of full width."""
     network = content["network"]
     steps = sum(network["steps"].values())
-    yield "## Speed of whole trajectories"
+    yield f"## Speed of whole trajectories: {instructions(content['provenance'])}"
     yield ""
     yield (
         f"The `{network['preset']}` network sampled with {steps} steps in the proportions of the "
@@ -129,7 +129,7 @@ def training(content: Mapping[str, Any]) -> Iterator[str]:
     found = content["steps"]
     macs = {float(width): float(value) for width, value in found["macs"].items()}
     widest = max(macs)
-    yield "## Speed of a training step"
+    yield f"## Speed of a training step: {instructions(content['provenance'])}"
     yield ""
     yield (
         f"The `{found['preset']}` network, base {found['base_channels']}, batch {found['batch']}, "

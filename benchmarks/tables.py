@@ -7,6 +7,16 @@ from typing import Any
 
 import numpy as np
 
+# Best first: a processor that has one has those after it too, or is of another kind.
+INSTRUCTIONS = {
+    "amx_int8": "AMX",
+    "avx512_vnni": "AVX-512 VNNI",
+    "avx512f": "AVX-512",
+    "avx2": "AVX2",
+    "asimddp": "Neon with dot products",
+    "asimd": "Neon",
+}
+
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
     """The lines of a table."""
@@ -20,6 +30,12 @@ def with_quartiles(values: Sequence[float] | np.ndarray, digits: int) -> str:
     """`median (low to high)`."""
     low, median, high = np.percentile(values, (25, 50, 75))
     return f"{median:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def instructions(provenance: Sequence[Mapping[str, Any]]) -> str:
+    """The processor's best instructions for networks: what decides which runtime is fastest."""
+    features = provenance[0]["machine"]["features"]
+    return next((name for feature, name in INSTRUCTIONS.items() if feature in features), "no SIMD")
 
 
 def measured(provenance: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -5,7 +5,8 @@
 A step is what `fit` runs: forward, backward, clipping, Adam and the moving average. The steps of
 every choice of middle widths and of full width alone take turns on the same batch. The parameters'
 own work (clipping, Adam, average) is the same in all and is timed by itself. Writes
-`DIR/training_speed_PRESET.json`; an interrupted run goes on. The machine should do nothing else.
+`DIR/training_speed_PRESET.json`, or `…_PRESET_NAME.json`; an interrupted run goes on. The machine
+should do nothing else.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 import keras
 import numpy as np
-from measuring import Stages, take_turns
+from measuring import Stages, results_file, take_turns
 from names import UPDATE
 
 from ddsm_tf.cost import macs_per_width
@@ -50,13 +51,15 @@ def main() -> None:
     parser.add_argument("--middle-widths", type=int, nargs="+", default=(1, 2))
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--name", help="of the machine, if it gets a file of its own")
     options = parser.parse_args()
     limit_tensorflow(options.threads)
     given = {"base_channels": options.base_channels, "batch_size": options.batch}
     config = dataclasses.replace(
         get_preset(options.preset), **{name: value for name, value in given.items() if value}
     )
-    stages = Stages(options.out / f"training_speed_{options.preset}.json", LIBRARIES)
+    name = f"training_speed_{options.preset}"
+    stages = Stages(results_file(options.out, name, options.name), LIBRARIES)
     stages.measure("steps", lambda: steps(config, options))
 
 

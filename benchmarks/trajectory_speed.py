@@ -5,8 +5,8 @@
 The paper's CIFAR-10 network (base 128, 32×32) with random weights, sampled with the paper's
 CIFAR-10 schedule and at full width. Both are shortened: each width keeps its share of the steps.
 All trajectories of a batch size take turns, so every ratio is of neighbours in time. Writes
-`DIR/trajectory_speed.json`; an interrupted run goes on where it stopped. The machine should do
-nothing else. Needs `pip install torch`.
+`DIR/trajectory_speed.json`, or `DIR/trajectory_speed_NAME.json`; an interrupted run goes on where
+it stopped. The machine should do nothing else. Needs `pip install torch`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import Stages, take_turns
+from measuring import Stages, results_file, take_turns
 from names import (
     FULL,
     KERAS,
@@ -52,10 +52,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, nargs="+", default=(9, 5), help="of each batch")
     parser.add_argument("--steps", type=int, default=18, help="of a shortened trajectory")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--name", help="of the machine, if it gets a file of its own")
     parser.add_argument("--work", type=Path, default=Path("runs/speed"), help="keeps exports")
     options = parser.parse_args()
     limit_tensorflow(options.threads)
-    stages = Stages(options.out / "trajectory_speed.json", LIBRARIES)
+    stages = Stages(results_file(options.out, "trajectory_speed", options.name), LIBRARIES)
     unet = random_weights(network_of(get_preset(options.preset)))
     runtimes = Runtimes(unet, options.work / options.preset, options.threads)
     trajectories = Trajectories(runtimes, options.steps)

@@ -8,6 +8,7 @@ from ddsm_tf.search.comparison import (
     all_calls,
     at_equal_cost,
     baselines_at_equal_cost,
+    cheaper_within,
     hypervolume_at_calls,
     hypervolume_curve,
     hypervolume_reference,
@@ -131,6 +132,29 @@ def correlation(distances, *, effect=EFFECT, also=()):
         for distance, widths in zip(distances, some, strict=False)
     ]
     return proxy_correlation([*entries, *also], effect, STEPS, WIDTHS)
+
+
+def test_what_a_tolerance_would_save_is_listed_where_it_saves_more():
+    entries = [
+        entry(10.0, 8.0, "full"),
+        entry(9.0, 7.0),
+        entry(10.1, 6.0),
+        entry(10.3, 4.0),
+        entry(11.5, 2.0, "uniform:0.5"),
+        entry(30.0, 1.0),
+    ]
+    # 1 % takes the third, 2 % nothing more, 5 % the fourth, 10 % nothing more, 20 % the fifth.
+    assert cheaper_within(entries, 7.0) == [
+        {"tolerance": 0.01, "cost_fraction": 0.75},
+        {"tolerance": 0.05, "cost_fraction": 0.5},
+        {"tolerance": 0.2, "cost_fraction": 0.25},
+    ]
+    assert [each["tolerance"] for each in cheaper_within(entries, 4.0)] == [0.2]
+    assert cheaper_within(entries, 2.0) == []
+    assert cheaper_within(entries, 8.0, (0.0, 0.02)) == [
+        {"tolerance": 0.0, "cost_fraction": 0.875},
+        {"tolerance": 0.02, "cost_fraction": 0.75},
+    ]
 
 
 def test_the_proxys_rank_correlation():

@@ -168,6 +168,22 @@ def test_a_budget_and_a_greatest_distance_choose_other_schedules(searched, tmp_p
         search_here(run, resume=True, max_distance=0.001)
 
 
+def test_what_a_tolerance_would_save_is_said(searched, tmp_path):
+    run = shutil.copytree(searched, tmp_path / "run")
+    said = search_here(run, resume=True, budget=1.0)
+    result = json.loads((run / "search" / "result.json").read_text())
+    trials = result["trials"]
+    (full,) = (trial["distance"] for trial in trials if trial["cost_fraction"] == 1.0)
+    assert result["cheaper_within"]
+    for offer in result["cheaper_within"]:
+        limit = (1 + offer["tolerance"]) * full
+        within = [t["cost_fraction"] for t in trials if t["distance"] <= limit]
+        assert offer["cost_fraction"] == pytest.approx(min(within))
+        saved, tolerance = 1 - offer["cost_fraction"], offer["tolerance"]
+        words = f"{100 * saved:.0f} % within {100 * tolerance:.0f} %"
+        assert words in said and words in write_report(Run.open(run)).read_text()
+
+
 def _share(run):
     """MACs of a step at width 0.5 over those at full width."""
     entries = read_pareto(run / "search" / "pareto.json")

@@ -25,6 +25,7 @@ from ddsm_tf.training.flat_config import FILLED_IN
 from ddsm_tf.training.plots import importance_plot, loss_plot, search_figures, to_png
 from ddsm_tf.training.run import Run
 from ddsm_tf.training.sample import sample_with_bar
+from ddsm_tf.training.search_result import cheaper_note
 
 GRID_IMAGES = 64
 SEED = 0
@@ -147,8 +148,13 @@ def _search_note(result: dict[str, Any]) -> str:
         f"full width has {result['full_distance']:.3f} ± {result['full_spread']:.3f} (mean and "
         f"standard deviation) and the chosen schedule {result['chosen_distance']:.3f}. Seed by "
         f"seed they differ by {result['difference']:+.3f} ± {result['difference_error']:.3f} "
-        f"(standard error).{ranked}"
+        f"(standard error).{ranked}{_cheaper(result)}"
     )
+
+
+def _cheaper(result: dict[str, Any]) -> str:
+    note = cheaper_note(result)
+    return f" {note[0].upper()}{note[1:]}." if note else ""
 
 
 def _methods(result: dict[str, Any]) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from ddsm_tf.training.plots import search_figures, to_png
 from ddsm_tf.training.progress import announce, progress_bar
 from ddsm_tf.training.run import Run
 from ddsm_tf.training.search_problem import METHODS, SearchOptions, SearchProblem
-from ddsm_tf.training.search_result import search_result
+from ddsm_tf.training.search_result import cheaper_note, search_result
 
 CONFIRM_SEEDS = 4
 
@@ -222,6 +222,7 @@ def _describe(
     saved = 1 - schedule_cost(chosen.schedule, problem.macs) / full_macs
     trials = sum(curve[-1]["trials"] for curve in result["hypervolume"].values())
     calls = sum(spent["full_calls"] for spent in result["calls"].values())
+    note = cheaper_note(result)
     return "\n".join(
         [
             f"{trials} trials; chosen: {chosen.schedule.describe()}",
@@ -230,6 +231,7 @@ def _describe(
             f"{len(full.distances)} seeds is {full.spread:.3f}; real images {result['floor']:.3f})",
             f"seed by seed it differs from full width by {result['difference']:+.3f} ± "
             f"{result['difference_error']:.3f}",
+            *([note] if note else []),
             f"cost of the search: {calls:,.0f} UNet calls at full width",
             f"schedule: {problem.run.schedule_path}",
         ]

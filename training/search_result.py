@@ -34,6 +34,8 @@ def search_result(
     every = [entry for entries in methods.values() for entry in entries]
     reference = comparison.hypervolume_reference(every)
     full_cost = next(entry["cost"] for entry in every if entry.get("baseline") == "full")
+    chosen_schedule = chosen.schedule.to_dict()
+    chosen_cost = next(e["cost"] for e in every if e["schedule"] == chosen_schedule)
     fewest_trials = min(map(len, methods.values()))
     fewest_calls = min(sum(map(comparison.all_calls, e)) for e in methods.values())
     found = methods.get("nsga2", [])
@@ -50,6 +52,7 @@ def search_result(
         "full_spread": full.spread,
         "difference": chosen.difference(full)[0],
         "difference_error": chosen.difference(full)[1],
+        "cheaper_within": comparison.cheaper_within(every, chosen_cost),
         "floor": _floor(problem),
         "images": problem.images,
         "confirm_images": confirm.images,
@@ -87,6 +90,21 @@ def search_result(
         ),
         "calls": {**spent, "importance": _importance_calls(importance, problem.macs)},
     }
+
+
+def cheaper_note(result: Mapping[str, Any]) -> str:
+    """What a tolerance would save beyond the choice, in words; empty where there is nothing."""
+    some = result.get("cheaper_within", [])
+    if not some:
+        return ""
+    offers = ", ".join(
+        f"{100 * (1 - offer['cost_fraction']):.0f} % within {100 * offer['tolerance']:.0f} %"
+        for offer in some
+    )
+    return (
+        f"more of the cost can be saved farther from full width, by the trials alone: {offers}; "
+        "`--resume --tolerance SHARE` confirms and chooses it"
+    )
 
 
 def _calls(entries: list[dict[str, Any]]) -> dict[str, float]:

@@ -10,6 +10,8 @@ import numpy as np
 from ddsm_tf.schedule import StepSchedule
 from ddsm_tf.search.pareto import Entry, hypervolume
 
+# Shares of full width's distance that somebody may be willing to lose.
+TOLERANCES = (0.01, 0.02, 0.05, 0.1, 0.2)
 COUNTS = (5, 10, 20, 40, 80, 160, 320, 640, 1280)
 
 
@@ -95,6 +97,31 @@ def baselines_at_equal_cost(
         }
         for kind, ratios in kinds.items()
     }
+
+
+def cheaper_within(
+    entries: Sequence[Entry], chosen_cost: float, tolerances: Sequence[float] = TOLERANCES
+) -> list[dict[str, float]]:
+    """What trials cost that are cheaper than the choice and farther than full width by some share.
+
+    Args:
+        entries: the trials, the baseline "full" among them.
+        chosen_cost: what has been chosen already costs.
+        tolerances: shares of full width's distance, rising.
+
+    Returns:
+        `tolerance` and `cost_fraction` of full width's, for each tolerance that allows a cheaper
+        trial than the one before. One noise and no confirmation stand behind it.
+    """
+    full = next(entry for entry in entries if entry.get("baseline") == "full")
+    found, cheapest = [], chosen_cost
+    for tolerance in tolerances:
+        limit = (1.0 + tolerance) * full["distance"]
+        cost = min(entry["cost"] for entry in entries if entry["distance"] <= limit)
+        if cost < cheapest * (1 - 1e-9):
+            found.append({"tolerance": tolerance, "cost_fraction": cost / full["cost"]})
+            cheapest = cost
+    return found
 
 
 def proxy_correlation(
