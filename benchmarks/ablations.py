@@ -106,7 +106,7 @@ VARIANTS = {
         "kernels after a concatenation keep their first channels", patched=reference_skips
     ),
     "reference_groups": Variant("as many groups at every width", patched=reference_groups),
-    "alone": Variant("each width a network of its own (the upper bound)", alone=True),
+    "alone": Variant("each width a network of its own", alone=True),
     "random_widths": Variant("one width a step, drawn uniformly", model=RandomWidthModel),
     "one_middle": Variant("sandwich of one random middle width", {"middle_widths": 1}),
     "redrawn_noise": Variant("noise and timesteps of its own for each width", model=DiffusionModel),
@@ -143,7 +143,7 @@ def main() -> None:
     ablations = Ablations(config, options.images)
     name = f"ablations_{options.preset}"
     stages = Stages(results_file(options.out, name, options.name), LIBRARIES)
-    stages.measure("settings", ablations.settings)
+    stages.settle("settings", ablations.settings())
     for seed in options.seeds:
         for variant in options.variants:
             stages.measure(

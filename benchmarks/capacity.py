@@ -89,8 +89,13 @@ def share_classifier(runs: Sequence[Run]) -> None:
     """Give every run the first one's classifier, or their distances would not compare."""
     first, *others = runs
     classifier_of(first, first.load_data())
+    judge = first.path / "classifier.keras"
     for run in others:
-        copy_file(first.path / "classifier.keras", run.path / "classifier.keras")
+        copy_file(judge, run.path / judge.name)
+        for earlier in run.path.glob(f"schedules/*/*/{judge.name}"):
+            if earlier.read_bytes() != judge.read_bytes():
+                rule = f"has an earlier search with another classifier; delete {earlier.parent}"
+                raise invalid("RUN", str(run.path), rule)
 
 
 if __name__ == "__main__":

@@ -34,10 +34,11 @@ def section(content: Mapping[str, Any]) -> Iterator[str]:
         f"{first['sampler']}, {first['trials']} trials of {first['images']} images, measured with "
         f"{first['fresh_images']:,} images from each of {len(first['rows'][0]['distances'])} "
         "seeds that no search has seen. Distance: Fréchet, on features of one classifier of these "
-        f"images, on which real ones have {first['floor']:.2f}; mean ± standard deviation over "
-        "seeds. Beside full: the mean difference from the same seeds ± its standard error. "
-        '"searched" is the cheapest that was as good as full width when the search confirmed its '
-        "finalists."
+        f"images, on which {first['images']} real ones have {first['floor']:.2f}; mean ± standard "
+        "deviation over seeds. Beside full: the mean difference from the same seeds ± its "
+        'standard error. "searched" is the cheapest that was as good as full width when the '
+        "search confirmed its finalists. Each network was trained once: that another training "
+        "would differ is not in the spreads."
     )
     yield ""
     uniform = [row["name"] for row in first["rows"] if row["name"].startswith(UNIFORM)]
@@ -68,7 +69,8 @@ def _size(found: Mapping[str, Any], names: list[str]) -> list[str]:
     full, searched = row_of(found, FULL), row_of(found, SEARCHED)
     cells = [str(found["base_channels"]), distance_cell(full)]
     cells += [f"{1.0 - searched['macs_fraction']:.0%}", difference_cell(searched, full)]
-    return cells + [difference_cell(row_of(found, name), full) for name in names]
+    rows = [row_of(found, name) for name in names]
+    return cells + [f"{difference_cell(row, full)} at {row['macs_fraction']:.0%}" for row in rows]
 
 
 def _width(found: Mapping[str, Any], width: str) -> tuple[int, list[str]]:

@@ -44,7 +44,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runtimes", nargs="+", choices=OURS + PEERS, default=OURS + PEERS)
     parser.add_argument("--name", help="of the machine, if it gets a file of its own")
-    parser.add_argument("--work", type=Path, default=Path("runs/speed"), help="keeps exports")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("runs/speed"),
+        help="keeps exports; delete it when the model changes",
+    )
     options = parser.parse_args()
     limit_tensorflow(options.threads)
     stages = Stages(results_file(options.out, "inference_speed", options.name), LIBRARIES)
@@ -55,9 +60,9 @@ def main() -> None:
 def measure_all(stages: Stages, runtimes: Runtimes, options: argparse.Namespace) -> None:
     """Network, ceiling of matrix products, and the steps of every batch size."""
     unet = runtimes.unet
-    stages.measure(
+    stages.settle(
         "network",
-        lambda: {
+        {
             "preset": options.preset,
             "image_shape": unet.image_shape,
             "threads": options.threads,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import json
 import os
 import platform
 import shlex
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from ddsm_tf.errors import invalid
 from ddsm_tf.files import read_json, write_json
 
 Key = TypeVar("Key", bound=Hashable)
@@ -96,6 +98,18 @@ class Stages:
             self._note_provenance()
             write_json(self.path, self.content)
         return self.content[name]
+
+    def settle(self, name: str, settings: Mapping[str, Any]) -> None:
+        """Keep what all stages are measured with.
+
+        Raises:
+            InputError: the file has stages that were measured otherwise.
+        """
+        kept = self.measure(name, lambda: json.loads(json.dumps(settings)))
+        for key, value in json.loads(json.dumps(settings)).items():
+            if kept.get(key) != value:
+                rule = f"is {kept.get(key)!r} in {self.path}; write to another folder or --name"
+                raise invalid(key, value, rule)
 
     def _note_provenance(self) -> None:
         """Say by which command, when and where the stage was measured, unless it is said."""

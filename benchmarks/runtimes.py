@@ -116,6 +116,9 @@ def torch_denoiser(unet: Any, threads: int, *, compiled: bool) -> Denoise:
     from torch_unet import TorchUNet
 
     torch.set_num_threads(threads)
+    # Of what was compiled for other sizes; past its limit it would quietly run eagerly.
+    torch._dynamo.reset()
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
     networks = {}
     for width in unet.widths:
         # Channels last, as NumPy has them: PyTorch's faster layout here (7 to 12 % at full width).

@@ -26,7 +26,7 @@ def section(content: Mapping[str, Any]) -> Iterator[str]:
         "mean ± standard deviation over seeds. Beside full: the mean difference from the same "
         'seeds ± its standard error. "searched" is the cheapest that was as good as full width '
         'when the search confirmed its finalists, "searched, 50%" the nearest that it found for '
-        "so many MACs. Random and two-stage schedules cost what the cheapest of these costs."
+        "so many MACs. Random and two-stage schedules cost about what the last of these costs."
     )
     yield ""
     head = ["searched", "MACs saved", "distance", "full width", "beside full"]
@@ -46,7 +46,7 @@ def section(content: Mapping[str, Any]) -> Iterator[str]:
             f"{found['trials']} trials of {found['images']} images, "
             f"{found['search_calls']:,.0f} network calls at full width; sampled in "
             f"{found['precision']}, measured with {found['fresh_images']} images a seed. "
-            f"Real images have {found['floor']:.2f}."
+            f"{found['images']} real images have {found['floor']:.2f}."
         )
         yield ""
         head = ["schedule", "MACs", "distance", "beside full"]

@@ -109,7 +109,7 @@ def main() -> None:
     run = Run.open(options.run)
     name = f"schedules_{run.config.preset}"
     stages = Stages(options.out / f"{name}.json", LIBRARIES)
-    stages.measure("run", lambda: about(run))
+    stages.settle("run", about(run))
     given = {key: getattr(options, key) for key in ("trials", "images", "fresh_images")}
     given = {key: value for key, value in given.items() if value}
     for plan in PLANS:

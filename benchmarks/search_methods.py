@@ -3,9 +3,10 @@
     python benchmarks/search_methods.py RUN -o DIR
 
 All methods measure schedules from the same starting noise, so a schedule that two of them try is
-sampled once; each is charged for it all the same. Writes `DIR/search_methods.json`, a table and a
-plot. Selection flatters what it selects, so the front of every method is also measured from noise
-that no search has seen. An interrupted comparison goes on where it stopped.
+sampled once; each is charged for it all the same, and for the importance table if it uses it.
+Writes `DIR/search_methods.json`, a table and a plot. Selection flatters what it selects, so the
+front of every method is also measured from noise that no search has seen. An interrupted
+comparison goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from ddsm_tf.search.search import uniform_names
 from ddsm_tf.training.evaluate import frechet_distance_of
 from ddsm_tf.training.importance import importance_of
 from ddsm_tf.training.run import Run
+from ddsm_tf.training.search_result import WITH_TABLE, importance_calls
 
 METHODS = ("nsga2", "nsga2-plain", "importance", "random", "ramps", "paper")
 FRESH_SEED = 1000
@@ -131,7 +133,9 @@ def main() -> None:
     options.macs = macs_per_width(model.unet)
     base = run.schedule("full", steps=options.steps)
     space = ScheduleSpace(base, model.unet.widths, options.segments)
-    options.harm = importance_of(run, model).harm(base, run.noise_table)
+    table = importance_of(run, model)
+    options.harm = table.harm(base, run.noise_table)
+    options.table_calls = importance_calls(table, options.macs)["full_calls"]
     evaluate = ScheduleEvaluator(
         model.denoise,
         run.noise_table,
@@ -193,7 +197,12 @@ def summarise(
         },
         "methods": {
             name: {
-                "curves": [comparison.hypervolume_curve(entries, reference) for entries in runs],
+                "curves": [
+                    comparison.hypervolume_curve(
+                        entries, reference, options.table_calls if name in WITH_TABLE else 0.0
+                    )
+                    for entries in runs
+                ],
                 "fresh": [
                     fresh_hypervolume(entries, measure, options.fresh, reference)
                     for entries in runs

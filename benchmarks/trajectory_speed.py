@@ -53,14 +53,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=18, help="of a shortened trajectory")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--name", help="of the machine, if it gets a file of its own")
-    parser.add_argument("--work", type=Path, default=Path("runs/speed"), help="keeps exports")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("runs/speed"),
+        help="keeps exports; delete it when the model changes",
+    )
     options = parser.parse_args()
     limit_tensorflow(options.threads)
     stages = Stages(results_file(options.out, "trajectory_speed", options.name), LIBRARIES)
     unet = random_weights(network_of(get_preset(options.preset)))
     runtimes = Runtimes(unet, options.work / options.preset, options.threads)
     trajectories = Trajectories(runtimes, options.steps)
-    stages.measure("network", lambda: trajectories.about(options.preset))
+    stages.settle("network", trajectories.about(options.preset))
     for batch, rounds in zip(options.batches, options.rounds, strict=True):
         stages.measure(f"batch_{batch}", lambda b=batch, r=rounds: trajectories.time(b, r))
 

@@ -57,7 +57,7 @@ def main() -> None:
     tuned = {Path(folder).name: Run.open(folder) for folder in options.tuned}
     stages = Stages(options.out / f"tuning_{run.config.preset}.json", LIBRARIES)
     macs = macs_per_width(run.load_unet())
-    stages.measure("run", lambda: about(run))
+    stages.settle("run", about(run))
     for name, each in tuned.items():
         stages.measure(f"training {name}", lambda r=each: training(r, macs))
     distance = None

@@ -7,7 +7,13 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from ddsm_tf.errors import ForeseenFailure, InputError, MissingExtraError
+from ddsm_tf.errors import (
+    EXTRAS,
+    ForeseenFailure,
+    InputError,
+    MissingExtraError,
+    missing_extra,
+)
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -36,6 +42,9 @@ def say(program: str, message: str, code: int) -> int:
 
 def _describe(error: BaseException) -> str:
     """One line for an error that nobody foresaw, or that the system reports."""
+    # Not a module inside of a library: that one is there, and broken or of another version.
+    if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
+        return str(missing_extra(error.name, EXTRAS[error.name]))
     if isinstance(error, OSError):
         where = f"`{error.filename}`: " if error.filename else ""
         return f"{where}{error.strerror or error}"

@@ -15,6 +15,20 @@ class MissingExtraError(ImportError):
     """An optional dependency is absent. The message names the pip command that brings it."""
 
 
+# The extra that brings a library, for those whose absence a command meets where it imports them.
+EXTRAS = {
+    "ai_edge_litert": "export",
+    "ai_edge_quantizer": "export",
+    "jinja2": "train",
+    "keras": "train",
+    "keras_tuner": "train",
+    "matplotlib": "train",
+    "pymoo": "train",
+    "tensorflow": "train",
+    "tqdm": "train",
+}
+
+
 def invalid(argument: str, value: object, rule: str) -> InputError:
     """Build an `InputError` that reads "`argument` (=value) rule".
 

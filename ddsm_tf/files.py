@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +46,19 @@ def atomic_file(path: str | os.PathLike, *, overwrite: bool = True) -> Iterator[
 
 
 @contextlib.contextmanager
-def atomic_folder(path: str | os.PathLike, *, overwrite: bool = False) -> Iterator[Path]:
+def atomic_folder(path: str | os.PathLike, *, replaces: Sequence[str] = ()) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; rename it to `path` if the block succeeds.
 
+    Args:
+        path: the folder to make. A link stays, and what it leads to is made or replaced.
+        replaces: see `check_folder`.
+
     Raises:
-        InputError: `path` exists and `overwrite` is false.
+        InputError: see `check_folder`.
+        OSError: the disk is full or read-only; `path` is then as it was before.
     """
-    path = Path(path)
-    if path.exists() and not overwrite:
-        raise invalid("out", str(path), "exists already; choose another name or pass --overwrite")
+    check_folder(path, replaces)
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
     try:
@@ -63,17 +67,70 @@ def atomic_folder(path: str | os.PathLike, *, overwrite: bool = False) -> Iterat
         for file in temporary.rglob("*"):
             if file.is_file():
                 _sync(file)
-        if overwrite and path.exists():
-            # No folder can be replaced in one step: the old one keeps a name till the new stands.
-            retired = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-old-"))
-            path.replace(retired / path.name)
-            temporary.replace(path)
-            shutil.rmtree(retired)
+        if replaces and path.exists():
+            # Once more: the block may have taken minutes.
+            check_folder(path, replaces)
+            _exchange(temporary, path)
         else:
             _rename_to_new(temporary, path)
         _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_folder(path: str | os.PathLike, replaces: Sequence[str] = ()) -> None:
+    """Raise `InputError` unless a folder can be made at `path` without a loss.
+
+    Nothing may be there but an empty folder or an earlier output of the same kind, and these only
+    where `replaces` is given.
+
+    Args:
+        path: the folder to make.
+        replaces: patterns, as `Path.glob` takes them, of all files of such an output. The first is
+            of one that every output has.
+    """
+    folder = Path(os.path.realpath(path))
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise invalid("out", str(path), "is a file; name a folder")
+    if os.path.ismount(folder) or Path.cwd().is_relative_to(folder):
+        rule = "is a mount point, or holds the working directory; name a folder of its own"
+        raise invalid("out", str(path), rule)
+    if not replaces:
+        raise invalid("out", str(path), "exists already; choose another name or pass --overwrite")
+    difference = _unlike_output(folder, replaces)
+    if difference:
+        rule = f"{difference}, unlike an earlier output; remove it yourself, or choose another name"
+        raise invalid("out", str(path), rule)
+
+
+def _unlike_output(folder: Path, files: Sequence[str]) -> str:
+    """What tells a folder from an earlier output, in words; an empty folder differs in nothing."""
+    known = {file for pattern in files for file in folder.glob(pattern)}
+    for file in folder.rglob("*"):
+        if file not in known and (file.is_symlink() or not file.is_dir()):
+            return f"holds {str(file.relative_to(folder))!r}"
+    if any(folder.iterdir()) and not any(folder.glob(files[0])):
+        return f"holds no {files[0]}"
+    return ""
+
+
+def _exchange(temporary: Path, path: Path) -> None:
+    """Put a new folder in an old one's place, or leave the old one there."""
+    # No folder can be replaced in one step: the old one keeps a name till the new stands.
+    retired = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-old-"))
+    old = retired / path.name
+    try:
+        path.replace(old)
+        temporary.replace(path)
+    except BaseException:
+        if old.exists():
+            old.replace(path)
+        # Not `rmtree`: an old folder that could not be put back is all there is.
+        retired.rmdir()
+        raise
+    shutil.rmtree(retired)
 
 
 def _rename_to_new(temporary: Path, path: Path) -> None:

@@ -32,6 +32,9 @@ _DEFAULTS: dict[str, Any] = {
     "guidance_scale": 1.0,
     "guidance_widths": None,
 }
+# The samplers of options that others would ignore.
+_OWNERS = {"eta": ("ddim",), "variance": ("ddpm",)}
+_OWNERS |= dict.fromkeys(("churn", "churn_min", "churn_max", "churn_noise"), CHURNING)
 MAX_GUIDANCE = 1000.0
 
 
@@ -89,6 +92,8 @@ class StepSchedule:
         guidance_widths: the width of the unconditional branch at each step; None runs it at the
             step's own width.
 
+    Options of other samplers must have their defaults.
+
     Raises:
         InputError: any of these rules is broken.
 
@@ -126,8 +131,7 @@ class StepSchedule:
             self._check_number(name, 1e6)
         if self.churn_max is not None:
             self._check_number("churn_max", 1e6)
-        if self.churn and self.sampler not in CHURNING:
-            raise invalid("churn", self.churn, f"is for {' and '.join(CHURNING)}")
+        self._check_owners()
         self._check_number("guidance_scale", MAX_GUIDANCE)
         self._check_guidance_widths()
 
@@ -136,6 +140,13 @@ class StepSchedule:
         if not _is_number(value) or not 0.0 <= value <= high:
             raise invalid(name, value, f"must lie in [0, {high:g}]")
         object.__setattr__(self, name, float(value))
+
+    def _check_owners(self) -> None:
+        for name, samplers in _OWNERS.items():
+            value = getattr(self, name)
+            if value != _DEFAULTS[name] and self.sampler not in samplers:
+                rule = f"is for {' and '.join(samplers)}; {self.sampler} has no such option"
+                raise invalid(name, value, rule)
 
     def _check_guidance_widths(self) -> None:
         if self.guidance_widths is None:
@@ -195,17 +206,22 @@ class StepSchedule:
         """How many steps run at each width, widest first."""
         return dict(sorted(Counter(self.widths).items(), reverse=True))
 
+    @property
+    def calls_of_steps(self) -> tuple[int, ...]:
+        """How often each step calls the network, without guidance: Heun's method but last twice."""
+        often = 2 if self.sampler == "heun" else 1
+        return (*(often,) * (len(self) - 1), 1)
+
     def call_counts(self) -> dict[float, int]:
         """How often an image goes through the network at each width, widest first.
 
-        Heun's method calls it twice a step, the last one excepted; guidance doubles every call.
+        Guidance doubles the calls of every step.
         """
         calls: Counter[float] = Counter()
         branches = [self.widths, self.unconditional_widths] if self.guided else [self.widths]
         for widths in branches:
-            calls.update(widths)
-            if self.sampler == "heun":
-                calls.update(widths[:-1])
+            for width, count in zip(widths, self.calls_of_steps, strict=True):
+                calls[width] += count
         return dict(sorted(calls.items(), reverse=True))
 
     def timesteps_by_width(self) -> dict[float, tuple[int, ...]]:

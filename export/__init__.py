@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ddsm_tf.edge.manifest import DEFAULT, check_name
+from ddsm_tf.edge.manifest import DEFAULT, MANIFEST, check_name
 from ddsm_tf.errors import invalid
+from ddsm_tf.export.requirements import check_requirements
 from ddsm_tf.files import atomic_folder
 from ddsm_tf.labels import check_conditional
 from ddsm_tf.noise import NoiseTable
@@ -17,6 +18,12 @@ from ddsm_tf.schedule import StepSchedule
 KINDS = ("savedmodel", "tflite", "bundle")
 FULL = "full"
 QUANTIZE = ("none", "float16", "dynamic", "dynamic-mixed", "int8", "int8-mixed")
+# Patterns of what each kind writes, for `check_folder`: what --overwrite may take away.
+FILES = {
+    "savedmodel": ("sampler/1/saved_model.pb", "sampler/1/**/*", "unet_*/1/**/*"),
+    "tflite": ("unet_*.tflite", "decoder.tflite"),
+    "bundle": (MANIFEST, "unet_*.tflite", "unet_*.slices", "decoder.tflite"),
+}
 
 
 def export(
@@ -60,20 +67,28 @@ def export(
         autoencoder: the `KLAutoencoder` whose latents the network denoises; its decoder becomes
             part of the sampler's SavedModel, and a file beside the networks' in the others.
         on_step: called after every step of fine-tuning.
-        overwrite: replace a folder that is there.
+        overwrite: replace what an earlier export of the same kind wrote, or an empty folder.
 
     Returns:
         `out` as a path.
 
     Raises:
-        InputError: an argument breaks its rule, or `out` exists.
+        InputError: an argument breaks its rule, or `out` exists and may not be replaced.
+        MissingExtraError: see `check_requirements`.
     """
     _check(kind, quantize, batch, schedules, optimization)
+    check_requirements(kind)
     named = _named(schedule, schedules or {}, unet.widths[0])
     for each in named.values():
         each.check_model(unet.widths, noise_table.train_timesteps)
         check_conditional(each.guidance_scale, unet.num_classes)
-    with atomic_folder(out, overwrite=overwrite) as folder:
+    notes = {**(provenance or {}), **(optimization.notes if optimization else {})}
+    if kind == "bundle":
+        from ddsm_tf.export.bundle import provenance_of
+
+        # Before minutes of converting.
+        provenance_of(unet, notes)
+    with atomic_folder(out, replaces=FILES[kind] if overwrite else ()) as folder:
         if kind == "savedmodel":
             from ddsm_tf.export.savedmodel import VERSION, write_sampler, write_savedmodels
 
@@ -94,7 +109,6 @@ def export(
             tuning = {"labels": labels, "quantize": quantize, "on_step": on_step}
             files = write_optimized(unet, folder, optimization, images, noise_table, **tuning)
             quantize = f"{optimization.method}, {quantize}"
-            provenance = {**(provenance or {}), **optimization.notes}
         decoder = None
         if autoencoder is not None:
             from ddsm_tf.export.bundle import DECODER_FILE
@@ -105,7 +119,7 @@ def export(
         if kind == "bundle":
             from ddsm_tf.export.bundle import write_bundle
 
-            made = {"quantize": quantize, "batch": batch, "provenance": provenance}
+            made = {"quantize": quantize, "batch": batch, "provenance": notes}
             made["decoder"] = decoder
             write_bundle(folder, files, unet, noise_table, named, **made)
     return Path(out)

@@ -17,7 +17,15 @@ import numpy as np
 
 from ddsm_tf.cost import macs_per_width
 from ddsm_tf.edge.assembly import Recipe
-from ddsm_tf.edge.manifest import DEFAULT, FORMAT, MANIFEST, VERSION, parse_manifest, sealed
+from ddsm_tf.edge.manifest import (
+    DEFAULT,
+    FORMAT,
+    MANIFEST,
+    VERSION,
+    check_provenance,
+    parse_manifest,
+    sealed,
+)
 from ddsm_tf.errors import InputError
 from ddsm_tf.export.slices import make_recipe
 from ddsm_tf.noise import NoiseTable
@@ -93,7 +101,7 @@ def write_bundle(
         "networks": {str(width): network for width, network in networks.items()},
         "bytes": {name: (folder / name).stat().st_size for name in names},
         "sha256": {name: _sha256((folder / name).read_bytes()) for name in names},
-        "provenance": {**_provenance(unet), **(provenance or {})},
+        "provenance": provenance_of(unet, provenance or {}),
         "schedule": schedules[DEFAULT].to_dict(),
         "schedules": {k: v.to_dict() for k, v in schedules.items() if k != DEFAULT},
         "noise_table": noise_table.to_dict(),
@@ -102,6 +110,20 @@ def write_bundle(
     # What the reader would refuse must not be written.
     parse_manifest(content)
     (folder / MANIFEST).write_bytes(content)
+
+
+def provenance_of(
+    unet: Any, notes: Mapping[str, str | int | float]
+) -> dict[str, str | int | float]:
+    """What a manifest says of where the weights come from: versions, their digest and `notes`.
+
+    Raises:
+        InputError: a note breaks its rule.
+    """
+    versions = {
+        name: importlib.metadata.version(name) for name in ("ddsm_tf", "tensorflow", "keras")
+    }
+    return check_provenance({**versions, "weights_sha256": weights_sha256(unet), **notes})
 
 
 def weights_sha256(unet: Any) -> str:
@@ -140,13 +162,6 @@ def _gives(data: bytes, narrow: bytes, wide: bytes) -> bool:
         return Recipe.from_bytes(data, **sizes).assemble(io.BytesIO(wide)) == narrow
     except InputError:
         return False
-
-
-def _provenance(unet: Any) -> dict[str, str]:
-    versions = {
-        name: importlib.metadata.version(name) for name in ("ddsm_tf", "tensorflow", "keras")
-    }
-    return {**versions, "weights_sha256": weights_sha256(unet)}
 
 
 def _sha256(content: bytes) -> str:

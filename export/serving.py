@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ddsm_tf.errors import invalid
+from ddsm_tf.export.requirements import check_backend
 from ddsm_tf.export.savedmodel import VERSION, write_sampler, write_savedmodels
 from ddsm_tf.export.serving_files import (
     ModelsConfig,
@@ -62,8 +63,10 @@ def write_serving(
         The sampler's new version folder.
 
     Raises:
-        InputError: an argument breaks its rule, or `models.config` cannot take the version.
+        InputError: an argument breaks its rule, Keras runs on another backend than TensorFlow, or
+            `models.config` cannot take the version.
     """
+    check_backend()
     schedule.check_model(unet.widths, noise_table.train_timesteps)
     check_conditional(schedule.guidance_scale, unet.num_classes)
     check_model(model, None, label)
@@ -72,7 +75,7 @@ def write_serving(
         raise invalid("serving", str(folder), "is a file, not a folder")
     config = ModelsConfig(folder)
     names = [model, *(denoiser_model(model, width) for width in unet.widths)]
-    mount = config.choose_mount(mount, names)
+    mount = config.choose_mount(mount)
     label = label or config.next_label(model)
     config.check(names)
     version = next_version(folder, names)

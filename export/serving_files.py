@@ -64,7 +64,7 @@ class ModelsConfig:
         if self._config.HasField("custom_model_config"):
             raise invalid(MODELS, str(self.path), "must have a model_config_list")
 
-    def choose_mount(self, mount: str | None, models: Sequence[str]) -> str:
+    def choose_mount(self, mount: str | None) -> str:
         """Where the server sees the folder: as asked for, as earlier exports wrote it, or /models.
 
         One base path that is not there keeps the server from reading the whole file again, so all
@@ -72,15 +72,18 @@ class ModelsConfig:
 
         Args:
             mount: what was asked for.
-            models: that are about to be written.
 
         Raises:
-            InputError: `mount` is no such path, or the file says another.
+            InputError: `mount` is no such path, or the file says another or several.
         """
         # Other entries are somebody else's models, elsewhere.
         own = [e for e in self._models if (self.path.parent / e.name).is_dir()]
-        own.sort(key=lambda entry: entry.name not in models)
-        known = posixpath.dirname(own[0].base_path) if own else None
+        # A path that was written by hand may end in a slash.
+        mounts = sorted({posixpath.dirname(e.base_path.rstrip("/")) for e in own})
+        if len(mounts) > 1:
+            rule = f"of the models in {self.path} must begin alike; mend that file by hand"
+            raise invalid("base_path", mounts, rule)
+        known = mounts[0] if mounts else None
         chosen = (mount or known or DEFAULT_MOUNT).rstrip("/")
         check_mount(chosen)
         if known not in (None, chosen):

@@ -114,6 +114,19 @@ def test_a_choice_by_hand():
     assert all(type(index) is int for index in allocate(effect, cost, 0.7))
 
 
+def test_steps_of_more_calls_cost_more():
+    # As Heun's: the last step is one call, which costs half of what the others do.
+    effect, calls = [[0, 0, 0], [1, 4, 1]], (2, 2, 1)
+    # Of 20, narrowing the first saves 6 for a harm of 1, the last 3 for 1, the second 6 for 4.
+    assert allocate(effect, (4, 1), 0.56, calls=calls) == (1, 0, 1)
+    assert allocate(effect, (4, 1), 0.54, calls=calls) == (1, 1, 1)
+    assert allocate(effect, (4, 1), 0.7, calls=calls) == (1, 0, 0)
+    # Between steps of equal calls the first and the last are alike.
+    assert allocate(effect, (4, 1), 0.7) == (1, 0, 1)
+    with pytest.raises(InputError, match=r"`calls` .* must be 3 numbers of 1 or more"):
+        allocate(effect, (4, 1), 0.7, calls=(2, 1))
+
+
 def test_a_budget_that_is_met_exactly_is_met():
     # Half of 4 × 0.3 is 0.6, and 0.1 + 0.1 + 0.1 + 0.3 is more than that by rounding alone.
     assert sum((0.1, 0.1, 0.1, 0.3)) > 0.5 * 4 * 0.3

@@ -1,25 +1,33 @@
 """What the benchmarks share, and that RESULTS.md says what they measured."""
 
 import dataclasses
+import json
 import re
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 from conftest import TINY, randomise
 
 from ddsm_tf.errors import InputError
+from ddsm_tf.metrics import train_classifier
 from ddsm_tf.models import SlimmableUNet
+from ddsm_tf.training.evaluate import classifier_of
 from ddsm_tf.training.presets import get_preset
 from ddsm_tf.training.run import Run
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import ablations  # noqa: E402
 import capacity  # noqa: E402
 import measuring  # noqa: E402
+import names  # noqa: E402
 import resnet56  # noqa: E402
+import schedule_results  # noqa: E402
+import speed_results  # noqa: E402
 import tables  # noqa: E402
 
 import results  # noqa: E402
@@ -28,8 +36,8 @@ import results  # noqa: E402
 def test_results_md_is_what_the_measurements_make():
     page = results.page(ROOT / "results")
     assert (ROOT / "RESULTS.md").read_text(encoding="utf-8") == page
-    measured = list((ROOT / "results").glob("*.json"))
-    assert page.count("```sh") == len(measured) >= 1
+    measured = [json.loads(file.read_text()) for file in (ROOT / "results").glob("*.json")]
+    assert page.count("```sh") == sum(len(each["provenance"]) for each in measured) >= 1
     for picture in re.findall(r"!\[[^]]*\]\(([^)]*)\)", page):
         assert (ROOT / picture).is_file(), picture
 
@@ -87,6 +95,95 @@ def test_stages_name_every_command_and_machine_that_measured_one(tmp_path):
     here, there = measuring.Stages(path, []).content["provenance"]
     assert here == kept and there["machine"]["cpus"] == 1000
     assert [line for line in tables.measured([here, there]) if "1000 CPUs" in line]
+
+
+def test_settings_of_a_file_are_those_of_all_its_stages(tmp_path):
+    settings = {"threads": 2, "widths": (1.0, 0.5)}
+    measuring.Stages(tmp_path / "out.json", []).settle("network", settings)
+    again = measuring.Stages(tmp_path / "out.json", [])
+    again.settle("network", settings)
+    with pytest.raises(InputError, match=r"`threads` \(=1\) is 2 in .*out.json"):
+        again.settle("network", {**settings, "threads": 1})
+    assert again.content["network"] == {"threads": 2, "widths": [1.0, 0.5]}
+
+
+def test_a_named_machine_has_a_file_and_a_title_of_its_own(tmp_path):
+    assert measuring.results_file(tmp_path, "speed", None).name == "speed.json"
+    assert measuring.results_file(tmp_path, "speed", "arm").name == "speed_arm.json"
+    features = ["avx2", "avx512f", "avx512_vnni"]
+    for count, best in ((3, "AVX-512 VNNI"), (2, "AVX-512"), (1, "AVX2"), (0, "no SIMD")):
+        assert tables.instructions([{"machine": {"features": features[:count]}}]) == best
+
+
+def test_differences_are_of_the_same_seeds():
+    full, row = {"distances": [10.0, 12.0, 14.0]}, {"distances": [11.0, 12.0, 16.0]}
+    assert schedule_results.distance_cell(full) == "12.00 ± 2.00"
+    # Apart by 1, 0, 2: a standard deviation of 1, over the root of 3.
+    assert schedule_results.difference_cell(row, full) == "+1.00 ± 0.58 (+8%)"
+
+
+def test_speed_is_worked_out_within_a_round(monkeypatch):
+    # One image: a full step of 1e9 MACs in 20 ms is 50 GMAC/s of a ceiling of 100 and of 80.
+    monkeypatch.setattr(speed_results.ceilings, "CONVOLUTION_MACS", 1e9)
+    monkeypatch.setattr(speed_results, "PAPER_STEPS", {1.0: 1, 0.5: 3})
+    rounds = {
+        "convolution, A": [0.010, 0.0125],
+        "convolution, B": [0.020, 0.020],
+        "Ours, 1.0": [0.020, 0.020],
+        "Ours, 0.5": [0.008, 0.012],
+        f"{names.TORCH}, 1.0": [0.030, 0.010],
+        f"{names.TORCH}, 0.5": [0.020, 0.005],
+    }
+    macs = {"1.0": 1e9, "0.5": 2e8}
+    found = {"rounds": rounds, "error": {"Ours": 0.0, names.TORCH: 1e-6}}
+    lines = list(speed_results._batch(1, found, macs))
+    assert lines[0] == "Batch 1. Convolution: A 90, B 50 GMAC/s."
+    cells = [cell.strip() for cell in lines[4].split("|")[1:-1]]
+    assert cells[:3] == ["Ours", "20.0 (20.0 to 20.0)", "10.0 (9.0 to 11.0)"]
+    assert cells[3].startswith("0.56 (0.53 to 0.59)")
+    # MACs saved: 1 - (1 + 3 · 0.2) / 4 = 0.6. Time saved: 1 - (20 + 24) / 80, 1 - (20 + 36) / 80.
+    assert cells[4].startswith("0.62 (0.56 to 0.69)")
+    # 30 / 20 and 10 / 20.
+    assert cells[5].startswith("1.00 (0.75 to 1.25) ×")
+
+
+def test_trajectories_and_training_steps_beside_what_macs_predict():
+    network = {"macs_saved": 0.5}
+    rounds = {
+        ("Ours", names.FULL): np.array([4.0, 4.0]),
+        ("Ours", names.STEP_AWARE): np.array([3.0, 2.0]),
+        (names.TORCH, names.FULL): np.array([6.0, 6.0]),
+    }
+    cells = speed_results._trajectory(rounds, "Ours", network)
+    # A quarter and a half of the time, over half of the MACs.
+    assert cells[3].startswith("0.75 (0.62 to 0.88)") and cells[4].startswith("2.50 (2.25 to 2.75)")
+    steps = {
+        "preset": "digits",
+        "base_channels": 8,
+        "batch": 4,
+        "threads": 2,
+        "macs": {"1.0": 4e6, "0.5": 1e6},
+        "rounds": {"1": [2.0, 2.0], "1, 0.5": [3.0, 3.0], names.UPDATE: [0.5, 0.5]},
+    }
+    provenance = [{"machine": {"features": ["avx2"]}}]
+    lines = list(speed_results.training({"steps": steps, "provenance": provenance}))
+    assert lines[0] == "## Speed of a training step: AVX2"
+    # Predicted 5 / 4, measured 3 / 2.
+    assert "| 1.25 | 1.20 (1.20 to 1.20) |" in lines[-2]
+
+
+def test_a_network_alone_trains_as_many_macs():
+    config = dataclasses.replace(get_preset("digits"), steps=1000, batch_size=16, middle_widths=1)
+    comparison = mock.Mock(config=config, macs={1.0: 8.0, 0.5: 2.0, 0.25: 1.0})
+    model = mock.Mock()
+    model.unet.widths = (1.0, 0.5, 0.25)
+    # The baseline's step is all widths, 11. One random width costs 11 / 3 on average.
+    model._width_choices = lambda: [(1.0,), (0.5,), (0.25,)]
+    steps = ablations.Ablations.equal_steps
+    assert steps(comparison, model, 16) == 3000
+    assert steps(comparison, model, 4) == 12000
+    model._width_choices = lambda: [(1.0, 0.5, 0.25)]
+    assert steps(comparison, model, 16) == 1000
 
 
 def test_tables():
@@ -151,6 +248,21 @@ def test_sizes_are_compared_of_runs_that_differ_in_nothing_else():
     capacity.check_alike([small, Run(Path("large"), large)])
     with pytest.raises(InputError, match=r"steps of longer.*must be .*, as in small"):
         capacity.check_alike([small, Run(Path("large"), large), Run(Path("longer"), longer)])
+
+
+def test_all_sizes_have_one_judge(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8)
+    networks = [train_classifier(images, np.arange(40) % 2, seed=s, steps=1) for s in (0, 1)]
+    runs = [Run(tmp_path / name, get_preset("digits")) for name in "ab"]
+    for run, network in zip(runs, networks, strict=True):
+        network.save(run.path / "classifier.keras")
+    digest = networks[0].digest()
+    capacity.share_classifier(runs)
+    assert classifier_of(runs[1], None).digest() == digest
+    # An earlier search of the second run judged by its own.
+    networks[1].save(runs[1].path / "schedules" / "float32" / "ddim-20" / "classifier.keras")
+    with pytest.raises(InputError, match=r"another classifier; delete .*ddim-20"):
+        capacity.share_classifier(runs)
 
 
 @pytest.mark.parametrize("width", TINY["widths"])

@@ -16,7 +16,7 @@ from ddsm_tf.edge import Bundle
 from ddsm_tf.edge.assembly import CHUNK, Axis, Patch, Recipe, Slice
 from ddsm_tf.errors import InputError
 from ddsm_tf.export import bundle as export_bundle
-from ddsm_tf.export import export
+from ddsm_tf.export import export, tflite
 from ddsm_tf.export.bundle import weights_sha256, write_bundle
 from ddsm_tf.export.slices import constants, graph_piece
 from ddsm_tf.export.tflite import numbered_layers, write_tflite
@@ -194,6 +194,24 @@ def test_overwrite_does_not_take_the_run_away(tiny_run, tmp_path, capfd):
         assert run_cli(["export", str(run), "bundle", "-o", str(out), "--overwrite"]) == 2
         assert "name a folder of its own" in capfd.readouterr().err
     assert (run / "weights.keras").is_file()
+
+
+@pytest.mark.parametrize(
+    ("notes", "words"),
+    [
+        ({"note": "x" * 201}, r"`provenance\.note` .* at most 200 characters"),
+        ({"note": "two\nlines"}, r"`provenance\.note` .* printable"),
+        # The versions and the digest take four of the places.
+        ({f"note_{i}": i for i in range(61)}, "`provenance` must .* at most 64 entries"),
+    ],
+)
+def test_bad_notes_are_refused_before_anything_is_converted(
+    tiny_unet, tiny_schedule, tmp_path, monkeypatch, notes, words
+):
+    monkeypatch.setattr(tflite, "write_tflite", lambda *_, **__: pytest.fail("converted"))
+    with pytest.raises(InputError, match=words):
+        export("bundle", tiny_unet, TABLE, tiny_schedule, tmp_path / "out", provenance=notes)
+    assert list(tmp_path.iterdir()) == []
 
 
 # Assembly by itself, against NumPy's own indexing.

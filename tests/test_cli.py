@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -124,6 +125,9 @@ def test_evaluate_prints_one_object(searched_run, run_here):
     done = run_here(*arguments, "--json")
     result = json.loads(done.stdout)
     assert result["steps"] == 3 and result["images"] == 40
+    # None of the seeds that the search chose by.
+    settings = json.loads((searched_run / "search" / "result.json").read_text())
+    assert result["seed"] not in (0, *settings["confirm_seeds"])
     assert result["width_counts"] == {"0.5": 3}
     assert 0.2 < result["macs_fraction"] < 0.35
     assert result["distance"] > 0 and result["seconds"] > 0
@@ -139,6 +143,17 @@ def test_evaluate_times_networks_that_are_compiled(searched_run, monkeypatch):
 
     monkeypatch.setattr(evaluate, "sample_with_bar", timed)
     assert evaluate.evaluate_run(run, schedule, 8, 0)["images"] == 8
+
+
+def test_evaluate_compiles_for_every_size_of_a_batch(searched_run, monkeypatch):
+    # JAX compiles for each; 100 images are 64 and 36.
+    model, sizes = mock.Mock(), set()
+    model.sample = lambda schedule, count: sizes.add((schedule.widths, count))
+    evaluate._warm_up(model, StepSchedule((900, 100), (1.0, 0.5)), 100)
+    assert sizes == {((1.0,), 64), ((1.0,), 36), ((0.5,), 64), ((0.5,), 36)}
+    sizes.clear()
+    evaluate._warm_up(model, StepSchedule((900,), (1.0,)), 8)
+    assert sizes == {((1.0,), 8)}
 
 
 @pytest.mark.parametrize("metric", ["fidd", "per_class"])
@@ -158,6 +173,7 @@ def test_presets_are_listed(run_here):
     assert {"celeba_hq", "lsun_bedroom", "afhq", "imagenet64", "latent_celeba_hq"} <= set(names)
 
 
+SCHEDULED = ["-o", "{tmp}/x", "--schedule"]
 BAD = [
     (["train", "nope", "--out", "{tmp}/x"], "`PRESET` (='nope') must be one of digits"),
     (["train", "digits"], "--out"),
@@ -188,8 +204,15 @@ BAD = [
     (["sample", "{cut_weights}", "-o", "{tmp}/x.png"], "weights"),
     (["sample", "{cut_config}", "-o", "{tmp}/x.png"], "config"),
     (["export", "{run}", "bundle", "-o", "{folder}"], "exists already"),
+    (["export", "{run}", "bundle", "-o", "{folder}", "--overwrite"], "holds 'precious', unlike"),
     (["export", "{run}", "onnx", "-o", "{tmp}/x"], "onnx"),
     (["export", "{run}", "savedmodel", "-o", "{tmp}/x", "--quantize", "float16"], "quantize"),
+    # Whether or not the kind has a use for one.
+    (["export", "{run}", "tflite", *SCHEDULED, "uniform:0.3"], "(=0.3)"),
+    (["export", "{run}", "bundle", *SCHEDULED, "uniform:0.3"], "`widths` (=0.3)"),
+    (["export", "{run}", "tflite", "--quantize", "int8", *SCHEDULED, "uniform:0.3"], "(=0.3)"),
+    (["data", "digits", "--size", "8"], "`--size` (=8) is of the picture; add -o"),
+    (["data", "digits", "--channels", "1"], "`--channels` (=1) is of the picture; add -o"),
     (["report", "{empty}"], "weights"),
 ]
 
@@ -245,8 +268,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(places, tmp_path, capfd, argum
     assert (code, out) == (2, "")
     assert words in err and err.startswith("ddsm: ") and err.count("\n") == 1
     assert (places["folder"] / "precious").read_text() == "kept"
-    left = [path.name for path in tmp_path.rglob("*") if path.is_file()]
-    assert left in ([], ["config.json"])
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_bad_input_in_a_process_of_its_own(tmp_path):

@@ -83,6 +83,15 @@ def test_trials_count_as_long_as_their_calls_do_not_exceed_the_limit():
     assert found == pytest.approx(shares)
 
 
+def test_what_was_spent_before_the_trials_counts():
+    entries = [entry(9.0, 7.0), entry(4.0, 6.0), entry(7.0, 2.0)]
+    curve = hypervolume_curve(entries, REFERENCE, 5.0)
+    assert [row["full_calls"] for row in curve] == [17.0]
+    first_two = hypervolume_share(entries[:2], REFERENCE)
+    assert hypervolume_at_calls(entries, REFERENCE, 13.0, 5.0) == first_two
+    assert hypervolume_at_calls(entries, REFERENCE, 4.9, 5.0) == 0.0
+
+
 def test_calls_that_differ_by_rounding_are_the_same():
     # 0.1 + 0.2 is more than 0.3 by rounding alone.
     some = [entry(9.0, 7.0, full_calls=0.1, reused=0), entry(4.0, 6.0, full_calls=0.2, reused=0)]

@@ -1,5 +1,6 @@
 """The edge sampler: no TensorFlow, no trust in the bundle."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -16,10 +17,11 @@ from conftest import cpu_seconds, run_command
 from ddsm_tf.edge import Bundle, EdgeSampler
 from ddsm_tf.edge import benchmark as edge_benchmark
 from ddsm_tf.edge.cli import run as run_cli
-from ddsm_tf.edge.manifest import sealed
+from ddsm_tf.edge.manifest import StoredDecoder, sealed
 from ddsm_tf.edge.memory import peak_memory
 from ddsm_tf.edge.network import Network
 from ddsm_tf.errors import ForeseenFailure, InputError
+from ddsm_tf.latency import WARM_UP
 from ddsm_tf.schedule import StepSchedule
 
 BANNED = """
@@ -150,6 +152,7 @@ def test_benchmark_prints_what_a_latency_search_reads(bundle, tmp_path):
         read_latency(f"latency:{tmp_path / 'latency.json'}", (1.0, 0.75))
     check_schedule(result, Bundle.load(bundle))
     memory = result["peak_memory_mb"]
+    assert "decoder" not in result and "decoder" not in memory
     assert set(memory["widths"]) == {"1.0", "0.5"} and memory["max_resident"] == 1
     assert memory["widest"] == memory["widths"]["1.0"]
     assert 20 < memory["widths"]["0.5"] < 400 and 20 < memory["schedule"] < 400
@@ -169,23 +172,46 @@ def check_schedule(result, bundle):
     assert schedule["time_saved"] == 1 - measured["time_ratio"] and measured["time_ratio"] > 1
 
 
-class FakeSampler:
-    """A clock, and steps that take as many milliseconds as their width is wide."""
+class FakeSampler(EdgeSampler):
+    """A clock; steps that take as many milliseconds as their width is wide; a decoder of `times`.
 
-    def __init__(self, bundle):
-        self.bundle, self.now, self.calls = bundle, 0.0, []
+    Attributes:
+        steps: the widths of all steps so far.
+        decoded: what was decoded so far.
+        times: milliseconds of each decoding; a second once they have run out.
+    """
+
+    def __init__(self, bundle, times=()):
+        super().__init__(bundle)
+        self.now, self.times = 0.0, iter(times)
+        self.steps, self.decoded = [], []
 
     def perf_counter(self):
         return self.now
 
-    def sample(self, count, *, schedule, batch_size):
-        assert count == batch_size == 3
-        self.now += sum(schedule.widths) / 1000
-        self.calls.append(set(schedule.widths))
+    def denoise(self, x, t, width, labels=None):
+        assert x.shape == (3, 8, 8, 1)
+        self.now += width / 1000
+        self.steps.append(width)
+        return x
+
+    def decode(self, latents):
+        self.decoded.append(latents)
+        self.now += next(self.times, 1000.0) / 1000
+        return latents
 
 
-def test_a_schedule_is_compared_with_full_width_in_turns(bundle, monkeypatch):
-    sampler = FakeSampler(Bundle.load(bundle))
+def of_latents(bundle):
+    """The loaded bundle, as if it had a decoder."""
+    loaded = Bundle.load(bundle)
+    decoder = StoredDecoder(loaded.files["unet_1_0.tflite"], (16, 16, 3))
+    return dataclasses.replace(loaded, decoder=decoder)
+
+
+@pytest.mark.parametrize("load", [Bundle.load, of_latents])
+def test_a_schedule_is_compared_with_full_width_in_turns(bundle, monkeypatch, load):
+    # Decoding, the same for every schedule, would hide what the widths save.
+    sampler = FakeSampler(load(bundle))
     monkeypatch.setattr(edge_benchmark, "time", sampler)
     schedule = StepSchedule(tuple(range(99, -1, -1)), (0.5,) * 75 + (1.0,) * 25)
     found = edge_benchmark.benchmark_schedule(
@@ -194,8 +220,52 @@ def test_a_schedule_is_compared_with_full_width_in_turns(bundle, monkeypatch):
     assert found["predicted_time_ratio"] == (75 * 1 + 25 * 4) / 400
     assert found["measured"]["time_ratio"] == pytest.approx((9 * 0.5 + 3) / 12)
     assert found["measured"]["steps"] == 12 and found["measured"]["spread"] == pytest.approx(0)
-    full, both = {1.0}, {0.5, 1.0}
-    assert sampler.calls == [full, both, both, full] * 2
+    full, both = [1.0] * 12, [0.5] * 9 + [1.0] * 3
+    assert sampler.steps == (full + both + both + full) * 2
+
+
+def test_the_decoder_is_timed_by_itself(bundle, monkeypatch):
+    rounds = []
+    sampler = FakeSampler(of_latents(bundle), [8000] * WARM_UP + [5, 3, 4])
+    monkeypatch.setattr(edge_benchmark, "time", sampler)
+    found = edge_benchmark.benchmark_decoder(
+        sampler, batch=3, rounds=3, on_round=lambda: rounds.append(sampler.now)
+    )
+    expected = {"median_ms": 4.0, "spread_ms": 1.0, "min_ms": 3.0, "max_ms": 5.0}
+    assert found == pytest.approx(expected)
+    assert len(rounds) == len(sampler.decoded) == WARM_UP + 3 and not sampler.steps
+    for latents in sampler.decoded:
+        assert (latents.shape, latents.dtype) == ((3, 8, 8, 1), np.float32)
+        assert abs(latents.std() - 1) < 0.2  # blank latents might be quicker
+
+
+@pytest.mark.parametrize(
+    ("load", "alone", "together"),
+    [
+        (Bundle.load, [[1.0], [0.5]], [0.5, 1.0, 0.5]),
+        # After its last step a batch is decoded, and then the next one begins.
+        (of_latents, [[1.0], [0.5], [None]], [0.5, 1.0, 1.0, None, 0.5]),
+    ],
+)
+def test_memory_is_measured_at_every_change(bundle, monkeypatch, load, alone, together):
+    asked = []
+
+    def peak_memory(bundle, stages, *, batch, threads, max_resident):
+        assert (batch, threads) == (4, 2)
+        asked.append((stages, max_resident))
+        return 10.0 * len(asked)
+
+    monkeypatch.setattr(edge_benchmark, "peak_memory", peak_memory)
+    sampler = EdgeSampler(load(bundle), threads=2, max_resident=1)
+    schedule, done = StepSchedule((900, 600, 300), (0.5, 0.5, 1.0)), []
+    found = edge_benchmark.benchmark_memory(
+        sampler, schedule, batch=4, on_process=lambda: done.append(None)
+    )
+    assert asked == [*((stages, None) for stages in alone), (together, 1)]
+    assert len(done) == len(asked) == edge_benchmark.memory_processes(sampler.bundle)
+    expected = {"widths": {"1.0": 10.0, "0.5": 20.0}, "widest": 10.0, "max_resident": 1}
+    expected |= {"decoder": 30.0, "schedule": 40.0} if len(alone) == 3 else {"schedule": 30.0}
+    assert found == expected
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 12, 40])
@@ -250,8 +320,21 @@ def test_unpack_writes_the_plain_files(bundle, tmp_path):
     assert (out / "unet_1_0.tflite").read_bytes() == (bundle / "unet_1_0.tflite").read_bytes()
     (out / "precious").touch()
     assert run_edge("unpack", bundle, "-o", out) == 2 and (out / "precious").exists()
+    assert run_edge("unpack", bundle, "-o", out, "--overwrite") == 2
+    assert sorted(path.name for path in out.iterdir())[0] == "precious"
+    (out / "precious").unlink()
+    (out / "unet_0_5.tflite").rename(out / "unet_0_25.tflite")
     assert run_edge("unpack", bundle, "-o", out, "--overwrite") == 0
-    assert not (out / "precious").exists()
+    assert sorted(path.name for path in out.iterdir()) == ["unet_0_5.tflite", "unet_1_0.tflite"]
+
+
+@pytest.mark.parametrize("out", ["bundle", "bundle/../bundle", ".", "bundle/plain", "link"])
+@pytest.mark.parametrize("options", [(), ("--overwrite",)], ids=["", "overwrite"])
+def test_unpack_leaves_its_bundle_alone(bundle, tmp_path, capfd, out, options):
+    (tmp_path / "link").symlink_to(bundle)
+    assert run_edge("unpack", bundle, "-o", tmp_path / out, *options) == 2
+    assert "is the bundle, holds it or lies in it" in capfd.readouterr().err
+    assert Bundle.load(bundle).widths == (1.0, 0.5)
 
 
 def test_a_terminal_sees_the_steps_and_the_time_left(bundle, tmp_path, monkeypatch, capsys):

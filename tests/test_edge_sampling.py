@@ -1,13 +1,19 @@
 """Every sampler, classes, guidance and decoded latents: the device gives Keras's images."""
 
+import json
+import weakref
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import TINY, randomise
 
+from ddsm_tf.cost import read_latency
 from ddsm_tf.edge import Bundle, EdgeSampler
 from ddsm_tf.edge import cli as edge_cli
+from ddsm_tf.edge import sampler as edge_sampler
+from ddsm_tf.edge.benchmark import benchmark_memory
 from ddsm_tf.errors import InputError
 from ddsm_tf.export import export
 from ddsm_tf.export.bundle import TFLiteDecoder, write_bundle
@@ -134,28 +140,33 @@ def test_the_graph_stays_in_one_piece(unet):
     assert set(plain.left_over) <= {"GATHER", "LESS", "ADD", "SELECT"}
 
 
-@pytest.fixture(scope="module")
-def latent_folder(tiny_unet, tmp_path_factory):
-    """A bundle whose "latents" of 8 × 8 become images of 16 × 16 × 3 by a fixed rule."""
-    out = tmp_path_factory.mktemp("latent") / "bundle"
+def write_latent_bundle(out, unet, decode):
+    """A bundle whose "latents" of 8 × 8 become images of 16 × 16 × 3 by `decode`."""
     out.mkdir()
-
-    @tf.function(input_signature=[tf.TensorSpec((None, 8, 8, 1), tf.float32)])
-    def decode(latents):
-        wide = tf.repeat(tf.repeat(latents, 2, axis=1), 2, axis=2)
-        return tf.concat([0.2 * wide, -0.1 * wide, 0.0 * wide + 0.5], axis=3)
-
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([decode.get_concrete_function()])
+    signature = [tf.TensorSpec((None, 8, 8, 1), tf.float32)]
+    function = tf.function(decode, input_signature=signature).get_concrete_function()
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([function])
     schedule = StepSchedule(TIMESTEPS, (0.5, 1.0) * 3)
     write_bundle(
         out,
-        write_tflite(tiny_unet, out),
-        tiny_unet,
+        write_tflite(unet, out),
+        unet,
         NoiseTable.linear(1000),
         {"default": schedule},
         decoder=TFLiteDecoder(converter.convert(), (16, 16, 3)),
     )
     return out
+
+
+@pytest.fixture(scope="module")
+def latent_folder(tiny_unet, tmp_path_factory):
+    """A bundle of latents that are decoded by a fixed rule."""
+
+    def decode(latents):
+        wide = tf.repeat(tf.repeat(latents, 2, axis=1), 2, axis=2)
+        return tf.concat([0.2 * wide, -0.1 * wide, 0.0 * wide + 0.5], axis=3)
+
+    return write_latent_bundle(tmp_path_factory.mktemp("latent") / "bundle", tiny_unet, decode)
 
 
 def test_latents_are_decoded_and_not_clipped(latent_folder, tiny_unet):
@@ -188,6 +199,72 @@ def test_a_decoder_of_another_shape_is_refused(latent_folder, tmp_path):
     (copy / "manifest.json").write_bytes(sealed(manifest))
     with pytest.raises(InputError, match=r"decoder\.tflite.*gives \(1, 16, 16, 3\)"):
         EdgeSampler(Bundle.load(copy)).sample(1)
+
+
+@pytest.mark.parametrize("resident", [1, 2, 3])
+def test_the_decoder_counts_among_the_networks_in_memory(latent_folder, monkeypatch, resident):
+    alive, most, loaded = weakref.WeakSet(), [], []
+
+    def spied(kind):
+        def load(*arguments):
+            most.append(len(alive) + 1)
+            loaded.append(kind.__name__)
+            network = kind(*arguments)
+            alive.add(network)
+            return network
+
+        return load
+
+    bundle = Bundle.load(latent_folder)
+    expected = EdgeSampler(bundle).sample(3, seed=2, batch_size=2)
+    for kind in (edge_sampler.Network, edge_sampler.Decoder):
+        monkeypatch.setattr(edge_sampler, kind.__name__, spied(kind))
+    sampler = EdgeSampler(bundle, max_resident=resident)
+    np.testing.assert_array_equal(sampler.sample(3, seed=2, batch_size=2), expected)
+    assert max(most) == resident
+    if resident == 1:
+        assert loaded == (["Network"] * 6 + ["Decoder"]) * 2
+        assert sampler.resident == ()
+    if resident == 3:
+        assert loaded == ["Network"] * 2 + ["Decoder"]
+        assert sampler.resident == (0.5, 1.0)
+
+
+def test_what_decoding_takes_is_in_the_peak_memory(tiny_unet, tmp_path):
+    def decode(latents):
+        # 50 MB on the way.
+        wide = tf.repeat(tf.repeat(latents, 256, axis=1), 256, axis=2)
+        wide = tf.concat([0.2 * wide, -0.1 * wide, wide], axis=3)
+        return tf.nn.avg_pool2d(wide, 128, 128, "VALID")
+
+    bundle = Bundle.load(write_latent_bundle(tmp_path / "bundle", tiny_unet, decode))
+    found = benchmark_memory(EdgeSampler(bundle, max_resident=1), bundle.schedule)
+    assert found["decoder"] > found["widest"] + 50
+    assert found["schedule"] > found["widest"] + 50
+    assert found["schedule"] == pytest.approx(found["decoder"], abs=20)
+
+
+def test_benchmark_has_the_decoder_beside_the_widths(latent_folder, tmp_path, monkeypatch, capsys):
+    arguments = ["benchmark", str(latent_folder), "--rounds", "2"]
+    assert edge_cli.run([*arguments, "--json"]) == 0
+    printed = capsys.readouterr().out
+    (tmp_path / "latency.json").write_text(printed)
+    result = json.loads(printed)
+    decoder, memory = result["decoder"], result["peak_memory_mb"]
+    assert 0 < decoder["min_ms"] <= decoder["median_ms"] <= decoder["max_ms"] < 1000
+    assert set(result["widths"]) == set(memory["widths"]) == {"1.0", "0.5"}
+    assert 20 < memory["decoder"] < 400
+    table = read_latency(f"latency:{tmp_path / 'latency.json'}", (1.0, 0.5))
+    assert table == {w: result["widths"][str(w)]["median_ms"] for w in (1.0, 0.5)}
+
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    assert edge_cli.run(arguments) == 0
+    printed, bars = capsys.readouterr()
+    names = [line.split("  ")[0] for line in printed.splitlines()[:3]]
+    assert names == ["width 1.0", "width 0.5", "decoder"]
+    assert "6 steps against full width, decoding aside: " in printed
+    # Four processes, five rounds of the widths and of the decoder, four pairs.
+    assert bars.split("\r")[-1] == "18/18 steps, 0 s left  \n"
 
 
 def test_bundles_of_images_have_no_decoder(sampler):

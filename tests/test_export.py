@@ -1,14 +1,18 @@
 """Exports: the same images on Keras, SavedModel and LiteRT, and files that are what they say."""
 
+import shutil
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from ddsm_tf.edge import Bundle, EdgeSampler
 from ddsm_tf.errors import InputError
-from ddsm_tf.export import export
+from ddsm_tf.export import FILES, KINDS, export
+from ddsm_tf.export.bundle import DECODER_FILE
 from ddsm_tf.export.savedmodel import SavedModelDenoiser
 from ddsm_tf.export.tflite import convert, foreign_operators
+from ddsm_tf.files import check_folder
 from ddsm_tf.models import DiffusionModel
 from ddsm_tf.noise import NoiseTable
 from ddsm_tf.sampling import sample_images
@@ -121,11 +125,28 @@ def test_bad_arguments_are_refused_and_leave_nothing(tiny_unet, tiny_schedule, t
 
 def test_overwrite_replaces_the_whole_folder(tiny_unet, tiny_schedule, tmp_path):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old").write_text("gone")
+    (tmp_path / "out" / "unet_0_75.tflite").write_text("gone")
     export("tflite", tiny_unet, TABLE, tiny_schedule, tmp_path / "out", overwrite=True)
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["unet_0_5.tflite", "unet_1_0.tflite"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_overwrite_replaces_an_export_of_the_same_kind_only(
+    tiny_unet, tiny_schedule, tiny_savedmodels, tiny_bundle, tmp_path
+):
+    outputs = {"savedmodel": tiny_savedmodels, "bundle": tiny_bundle}
+    outputs["tflite"] = export("tflite", tiny_unet, TABLE, tiny_schedule, tmp_path / "files")
+    for kind, output in outputs.items():
+        check_folder(output, FILES[kind])
+        for other in set(KINDS) - {kind}:
+            with pytest.raises(InputError, match="unlike an earlier output"):
+                check_folder(output, FILES[other])
+    # What a run on latents writes beside the networks.
+    for kind in ("tflite", "bundle"):
+        output = shutil.copytree(outputs[kind], tmp_path / kind)
+        (output / DECODER_FILE).touch()
+        check_folder(output, FILES[kind])
 
 
 def test_a_missing_savedmodel_is_named(tmp_path, tiny_savedmodels):

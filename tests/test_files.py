@@ -3,11 +3,12 @@
 import contextlib
 import json
 import os
+from pathlib import Path
 
 import pytest
 
 from ddsm_tf.errors import InputError
-from ddsm_tf.files import atomic_file, atomic_folder, read_json, write_json
+from ddsm_tf.files import atomic_file, atomic_folder, check_folder, read_json, write_json
 
 
 @contextlib.contextmanager
@@ -21,6 +22,12 @@ def umask(mask):
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
+
+
+def make(folder, *files):
+    for file in files:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text("old")
 
 
 def test_file_appears_only_when_the_block_ends(tmp_path):
@@ -122,7 +129,7 @@ def test_failed_block_keeps_the_old_folder(exists, tmp_path):
         (tmp_path / "run" / "old.txt").write_text("old")
     with (
         pytest.raises(RuntimeError, match="disk"),
-        atomic_folder(tmp_path / "run", overwrite=True) as temporary,
+        atomic_folder(tmp_path / "run", replaces=["*.txt"]) as temporary,
     ):
         (temporary / "half.txt").write_text("half")
         raise RuntimeError("disk")
@@ -134,11 +141,128 @@ def test_failed_block_keeps_the_old_folder(exists, tmp_path):
 def test_overwrite_replaces_the_whole_folder(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "old.txt").write_text("old")
-    with atomic_folder(tmp_path / "run", overwrite=True) as temporary:
+    with atomic_folder(tmp_path / "run", replaces=["*.txt"]) as temporary:
         (temporary / "new.txt").write_text("new")
         assert names(tmp_path / "run") == ["old.txt"]
     assert names(tmp_path / "run") == ["new.txt"]
     assert names(tmp_path) == ["run"]
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (["old.txt", "photo.jpg"], r"holds 'photo\.jpg', unlike"),
+        (["old.txt", "below/old.txt"], "holds 'below/old.txt', unlike"),
+        (["old.dat"], r"holds no \*\.txt, unlike"),
+    ],
+)
+def test_only_an_earlier_output_is_replaced(files, words, tmp_path):
+    make(tmp_path / "run", *files)
+    with (
+        pytest.raises(InputError, match=words),
+        atomic_folder(tmp_path / "run", replaces=["*.txt", "*.dat"]),
+    ):
+        pytest.fail("the block must not run")
+    assert [(tmp_path / "run" / file).read_text() for file in files] == ["old"] * len(files)
+    assert names(tmp_path) == ["run"]
+
+
+def test_a_link_to_a_folder_is_no_part_of_an_output(tmp_path):
+    make(tmp_path, "run/old.txt", "other/kept.txt")
+    (tmp_path / "run" / "linked").symlink_to(tmp_path / "other")
+    with pytest.raises(InputError, match="holds 'linked'"):
+        check_folder(tmp_path / "run", ["*.txt"])
+
+
+def test_an_empty_folder_is_replaced_but_no_file(tmp_path):
+    (tmp_path / "run").mkdir()
+    with atomic_folder(tmp_path / "run", replaces=["*.txt"]) as temporary:
+        make(temporary, "new.txt")
+    assert names(tmp_path / "run") == ["new.txt"]
+    make(tmp_path, "x.txt")
+    with pytest.raises(InputError, match=r"`out` .*x\.txt.* is a file"):
+        check_folder(tmp_path / "x.txt", ["*.txt"])
+
+
+def test_a_folder_is_made_where_a_link_leads(tmp_path):
+    make(tmp_path, "disk/run/old.txt")
+    (tmp_path / "run").symlink_to(tmp_path / "disk" / "run")
+    with atomic_folder(tmp_path / "run", replaces=["*.txt"]) as temporary:
+        make(temporary, "new.txt")
+    assert (tmp_path / "run").is_symlink()
+    assert names(tmp_path / "disk" / "run") == ["new.txt"]
+    assert names(tmp_path / "disk") == ["run"]
+
+
+@pytest.mark.parametrize("out", [".", "..", "../below", "{tmp}/run"])
+def test_the_working_directory_stays(out, tmp_path, monkeypatch):
+    (tmp_path / "run" / "below").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "run" / "below")
+    with (
+        pytest.raises(InputError, match="holds the working directory"),
+        atomic_folder(out.format(tmp=tmp_path), replaces=["*.txt"]),
+    ):
+        pytest.fail("the block must not run")
+    assert (names(tmp_path), names(tmp_path / "run")) == (["run"], ["below"])
+
+
+def test_a_mount_point_stays(tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == tmp_path / "run")
+    with pytest.raises(InputError, match="is a mount point"):
+        check_folder(tmp_path / "run", ["*.txt"])
+    check_folder(tmp_path / "other", ["*.txt"])
+
+
+def test_what_comes_into_the_folder_meanwhile_stays(tmp_path):
+    make(tmp_path, "run/old.txt")
+    with (
+        pytest.raises(InputError, match=r"holds 'photo\.jpg'"),
+        atomic_folder(tmp_path / "run", replaces=["*.txt"]),
+    ):
+        make(tmp_path, "run/photo.jpg")
+    assert names(tmp_path / "run") == ["old.txt", "photo.jpg"]
+    assert names(tmp_path) == ["run"]
+
+
+@pytest.mark.parametrize("moved", ["run", ".run-*"], ids=["old", "new"])
+def test_the_old_folder_is_there_again_if_it_cannot_be_replaced(moved, tmp_path, monkeypatch):
+    make(tmp_path, "run/old.txt")
+    replace = Path.replace
+
+    def fails(self, target):
+        if self.parent == tmp_path and self.match(moved):
+            raise OSError("busy")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", fails)
+    with (
+        pytest.raises(OSError, match="busy"),
+        atomic_folder(tmp_path / "run", replaces=["*.txt"]) as temporary,
+    ):
+        make(temporary, "new.txt")
+    assert names(tmp_path) == ["run"]
+    assert names(tmp_path / "run") == ["old.txt"]
+
+
+def test_an_old_folder_that_cannot_be_put_back_is_not_removed(tmp_path, monkeypatch):
+    make(tmp_path, "run/old.txt")
+    replace = Path.replace
+
+    def comes_between(self, target):
+        if self.match(".run-*"):
+            make(tmp_path, "run/strange.txt")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", comes_between)
+    with (
+        pytest.raises(OSError, match="not empty"),
+        atomic_folder(tmp_path / "run", replaces=["*.txt"]),
+    ):
+        pass
+    assert names(tmp_path / "run") == ["strange.txt"]
+    (kept,) = tmp_path.glob(".run-old-*/run/*")
+    assert kept.name == "old.txt"
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {"a": [float("-inf")]}])

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from conftest import randomise
+from keras import ops
 from layer_battery import run_layer_battery
 
 from ddsm_tf.models.blocks import AttentionBlock, ResidualBlock, TimestepEmbedding, Upsample
@@ -201,6 +202,25 @@ def test_norm_of_a_constant_is_its_shift():
     output = call(layer, np.full((1, 4, 4, 8), 100.3, np.float32))
     # What rounding leaves of the variance of 100.3 divides a mean that is off by an ulp.
     np.testing.assert_allclose(output[0, 0, 0], layer.beta.numpy(), atol=0.02)
+
+
+def test_norm_stands_products_of_ten_bits(monkeypatch):
+    # As GPUs multiply float32 by default.
+    def rounded(x):
+        bits = np.asarray(x, np.float32).view(np.uint32)
+        return ((bits + 0x1000) & np.uint32(0xFFFFE000)).view(np.float32)
+
+    exact = ops.matmul
+    monkeypatch.setattr(ops, "matmul", lambda a, b: exact(rounded(a), rounded(b)))
+    layer = built(SlimmableGroupNorm((A8,)))
+    x = 30.7 + features(2, 6, 6, 8)
+    gamma, beta = layer.gamma.numpy(), layer.beta.numpy()
+    expected = numpy_norm(x, [[0, 1, 2, 3], [4, 5, 6, 7]], gamma, beta)
+    found = call(layer, x)
+    # The mean is off by up to 2⁻¹¹ of itself, which shifts the output; its scale must not change.
+    shift = (found - expected).mean(axis=(1, 2), keepdims=True)
+    assert np.abs(shift).max() < 0.03 * np.abs(gamma).max()
+    np.testing.assert_allclose(found - shift, expected, atol=2e-3)
 
 
 @pytest.mark.parametrize("width", [1.0, 0.5])

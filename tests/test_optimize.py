@@ -284,6 +284,10 @@ def test_the_command_refuses_what_does_not_go_together(tiny_run, tmp_path, capfd
     refused("needs --optimize cluster", "tflite", "--optimize", "qat", "--clusters", "8")
     refused("--optimize-steps", "tflite", "--optimize", "qat", "--optimize-steps", "0")
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").touch()
+    refused("exists already", "bundle", "--optimize", "prune")
+    refused("holds 'precious'", "bundle", "--optimize", "prune", "--overwrite")
 
 
 @pytest.mark.parametrize(

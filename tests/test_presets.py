@@ -2,11 +2,13 @@
 
 import dataclasses
 import functools
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import eagerly, set_options
 
+from ddsm_tf.cost import Cost
 from ddsm_tf.edge import cli as edge_cli
 from ddsm_tf.metrics import train_classifier
 from ddsm_tf.training.data_sheet import PUBLISHED, costs_of, data_sheet, training_memory
@@ -115,6 +117,33 @@ def test_data_sheet():
     half = dataclasses.replace(config, batch_size=128)
     # All but the weights' part goes with the batch.
     assert training_memory(half, costs) - weights == pytest.approx((memory - weights) / 2, rel=1e-3)
+
+
+SMALL = ("digits", "fashion_mnist", "cifar10", "cifar10_16", "latent_afhq")
+
+
+@pytest.mark.parametrize(
+    "preset",
+    [name if name in SMALL else pytest.param(name, marks=pytest.mark.slow) for name in PRESETS],
+)
+def test_data_sheet_is_as_printed(preset):
+    printed = (Path(__file__).parent.parent / "docs/presets.md").read_text()
+    assert f"\n{data_sheet(get_preset(preset), preset_costs(preset))}\n" in printed
+
+
+def test_data_sheet_of_latents():
+    config = dataclasses.replace(get_preset("latent_afhq"), autoencoder="trained/here")
+    lines = data_sheet(config, {1.0: Cost()}).splitlines()
+    assert "  latents         16 × 16 × 4" in lines
+    assert not any(line.startswith("  images") for line in lines)
+    commands = [line.split(maxsplit=1)[1] for line in lines if "  ddsm " in line]
+    assert commands == [
+        "ddsm autoencoder latent_afhq --out trained/here",
+        "ddsm train latent_afhq --out latent_afhq-run",
+        "ddsm search latent_afhq-run",
+        "ddsm evaluate latent_afhq-run -n 10000",
+        "ddsm export latent_afhq-run bundle -o latent_afhq-run-bundle",
+    ]
 
 
 def test_every_preset_is_described():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ddsm_tf.errors import InputError
-from ddsm_tf.schedule import StepSchedule, even_timesteps
+from ddsm_tf.schedule import SAMPLERS, StepSchedule, even_timesteps
 
 DEFAULT_JSON = {
     "format": "ddsm-step-schedule",
@@ -70,8 +70,9 @@ def test_segments_and_width_counts():
 
 
 def test_with_widths_changes_nothing_else():
-    made = schedule(eta=0.5, variance="fixed_small").with_widths([1.0, 0.25])
-    assert made == schedule(widths=(1.0, 0.25), eta=0.5, variance="fixed_small")
+    for options in ({"eta": 0.5}, {"sampler": "ddpm", "variance": "fixed_small"}):
+        made = schedule(**options).with_widths([1.0, 0.25])
+        assert made == schedule(widths=(1.0, 0.25), **options)
     with pytest.raises(InputError, match="`widths`"):
         made.with_widths([1.0])
 
@@ -103,11 +104,12 @@ def test_file_round_trip(fields, tmp_path):
     assert StepSchedule.load(tmp_path / "schedule.json") == made
 
 
-def test_other_variance_and_eta_are_stored(tmp_path):
-    made = schedule(sampler="ddpm", variance="fixed_small", eta=0.25)
-    made.save(tmp_path / "a.json")
-    stored = json.loads((tmp_path / "a.json").read_text())
-    assert (stored["eta"], stored["variance"]) == (0.25, "fixed_small")
+@pytest.mark.parametrize(
+    "options", [{"sampler": "ddpm", "variance": "fixed_small"}, {"sampler": "ddim", "eta": 0.25}]
+)
+def test_other_variance_and_eta_are_stored(options, tmp_path):
+    schedule(**options).save(tmp_path / "a.json")
+    assert json.loads((tmp_path / "a.json").read_text()) == {**DEFAULT_JSON, **options}
 
 
 def test_save_without_overwrite_keeps_the_old_file(tmp_path):
@@ -158,6 +160,32 @@ def test_save_without_overwrite_keeps_the_old_file(tmp_path):
 def test_bad_value_is_named(argument, value):
     with pytest.raises(InputError, match=f"`{argument}`"):
         schedule(**{argument: value})
+
+
+@pytest.mark.parametrize(
+    ("sampler", "option", "value", "owners"),
+    [
+        ("euler", "eta", 0.5, "ddim"),
+        ("ddpm", "eta", 0.1, "ddim"),
+        ("ddim", "variance", "fixed_small", "ddpm"),
+        ("heun", "variance", "fixed_small", "ddpm"),
+        ("ddim", "churn", 1.0, "euler and heun"),
+        ("ddpm", "churn_min", 0.1, "euler and heun"),
+        ("dpmpp_2m", "churn_max", 9.0, "euler and heun"),
+        ("ddim", "churn_noise", 0.9, "euler and heun"),
+    ],
+)
+def test_an_option_of_another_sampler_is_refused(sampler, option, value, owners, tmp_path):
+    text = json.dumps({**DEFAULT_JSON, "sampler": sampler, option: value})
+    named = rf"schedule\.json: `{option}` \(={value!r}\) is for {owners}; {sampler} has no"
+    with pytest.raises(InputError, match=named):
+        load_text(text, tmp_path)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_defaults_go_with_every_sampler(sampler):
+    defaults = {"eta": 0, "variance": "fixed_large", "churn": 0, "churn_max": None}
+    assert schedule(sampler=sampler, **defaults) == schedule(sampler=sampler)
 
 
 def test_timestep_must_lie_below_a_shorter_table():

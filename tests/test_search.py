@@ -1,6 +1,7 @@
 """The search engine: oracle, tuner, resume, choice. Evaluations are stand-ins."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,8 +174,32 @@ def test_a_broken_trial_file_is_named(tmp_path):
     run_trials(evolution, evaluate, trials=4, directory=tmp_path)
     file = next(tmp_path.glob("trials/trial_*/trial.json"))
     file.write_text(file.read_text()[:40])
-    with pytest.raises(InputError, match=r"trial.*not valid JSON"):
+    with pytest.raises(InputError, match=r"trial.*not valid JSON.*delete .*, and it is run"):
         run_trials(evolution, evaluate, trials=8, directory=tmp_path)
+
+
+def test_a_deleted_trial_is_run_again_and_no_other_is_lost(tmp_path):
+    entries = run_trials(make_evolution(), evaluate, trials=20, directory=tmp_path)
+    shutil.rmtree(tmp_path / "trials" / "trial_05")
+    shutil.rmtree(tmp_path / "trials" / "trial_02")
+    calls = []
+
+    def counted(schedule):
+        calls.append(schedule.widths)
+        return evaluate(schedule)
+
+    again = run_trials(make_evolution(), counted, trials=24, directory=tmp_path)
+    assert calls[:2] == [tuple(entries[place]["schedule"]["widths"]) for place in (2, 5)]
+    assert len(calls) == 6 and again[:20] == entries and len(again) == 24
+
+
+def test_trials_that_cannot_be_proposed_again_are_named(tmp_path):
+    run_trials(make_evolution(), evaluate, trials=20, directory=tmp_path)
+    # One of the first generation and one that was bred from it.
+    for number in ("03", "18"):
+        shutil.rmtree(tmp_path / "trials" / f"trial_{number}")
+    with pytest.raises(InputError, match="lacks trial 3, on which later ones depend"):
+        run_trials(make_evolution(), evaluate, trials=24, directory=tmp_path)
 
 
 def test_too_few_trials_for_the_baselines_are_refused(tmp_path):
@@ -316,6 +341,13 @@ def test_a_budget_chooses_the_best_that_is_affordable(tmp_path):
     assert (full.schedule.widths[0], chosen.schedule.widths[0]) == (1.0, 0.5)
     with pytest.raises(InputError, match=r"`budget` \(=0.01\) is below .*0.0625"):
         choose(entries, confirmer(distances, tmp_path), budget=0.01)
+
+
+def test_a_schedule_that_several_methods_tried_is_one_finalist(tmp_path):
+    lucky = [entry(0.25, distance=5.1)] * 5
+    entries = [*lucky, entry(0.5, distance=5.5), entry(1.0, distance=5.0, baseline="full")]
+    _, chosen = choose(entries, confirmer({0.25: 7.0, 0.5: 5.6, 1.0: 5.0}, tmp_path), budget=0.3)
+    assert chosen.schedule.widths[0] == 0.5
 
 
 def test_a_greatest_distance_chooses_the_cheapest_within_it(tmp_path):

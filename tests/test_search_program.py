@@ -1,5 +1,6 @@
 """`ddsm search` and `ddsm importance` on a trained run: resume, methods, choice, workers."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -17,6 +18,8 @@ from ddsm_tf import cli
 from ddsm_tf.errors import InputError
 from ddsm_tf.schedule import StepSchedule
 from ddsm_tf.search import ImportanceTable, read_pareto
+from ddsm_tf.training.evaluate import evaluate_run
+from ddsm_tf.training.presets import get_preset
 from ddsm_tf.training.report import write_report
 from ddsm_tf.training.run import Run
 from ddsm_tf.training.search import search_run
@@ -113,6 +116,9 @@ def test_what_a_search_spent_and_found_is_reported(searched):
     table = ImportanceTable.load(searched / "importance.json")
     assert table.images == min(config["held_out_images"], 1797 // 10) == 179
     assert importance["calls"] == 179 * 50 * 2
+    spent = nsga2["full_calls"] + nsga2["reused_full_calls"] + importance["full_calls"]
+    assert result["hypervolume"]["nsga2"][-1]["full_calls"] == pytest.approx(spent)
+    assert result["confirm_floor"] < result["floor"]
     # Full width is confirmed, from four seeds of twice the images.
     confirmed = result["calls"]["confirmation"]
     assert (confirmed["calls"] + confirmed["reused_calls"]) % (steps * 2 * images) == 0
@@ -166,6 +172,45 @@ def test_a_budget_and_a_greatest_distance_choose_other_schedules(searched, tmp_p
     assert fraction <= 0.4 and narrow["macs"] < full["macs"]
     with pytest.raises(InputError, match=r"`max_distance` \(=0.001\)"):
         search_here(run, resume=True, max_distance=0.001)
+
+
+def test_schedules_of_the_table_can_be_given_more_trials(searched, tmp_path):
+    run = shutil.copytree(searched, tmp_path / "run")
+    counts = []
+    for trials in (4, 9):
+        search_here(run, method="importance", trials=trials, resume=True)
+        result = json.loads((run / "search" / "result.json").read_text())
+        counts.append(sum(trial["method"] == "importance" for trial in result["trials"]))
+    assert counts[0] == 4 < counts[1] <= 9
+
+
+def test_a_latency_file_may_move(tiny_run, tmp_path):
+    run, content = shutil.copytree(tiny_run, tmp_path / "run"), {"1.0": 4.0, "0.5": 1.0}
+    for name in ("a", "b"):
+        widths = {width: {"median_ms": ms} for width, ms in content.items()}
+        (tmp_path / name).write_text(json.dumps({"widths": widths}))
+    options = {"segments": 2, "trials": 4, "images": 16}
+    search_here(run, cost=f"latency:{tmp_path / 'a'}", **options)
+    search_here(run, cost=f"latency:{tmp_path / 'b'}", resume=True, **options)
+    widths["1.0"]["median_ms"] = 5.0
+    (tmp_path / "b").write_text(json.dumps({"widths": widths}))
+    with pytest.raises(InputError, match="cost_per_width"):
+        search_here(run, cost=f"latency:{tmp_path / 'b'}", resume=True, **options)
+
+
+def test_dropout_does_not_change_what_a_network_is_known_by(tmp_path):
+    from ddsm_tf.training.importance import weights_fingerprint
+
+    settings = {"base_channels": 8, "channel_multipliers": (1, 2), "widths": (1.0, 0.5)}
+    config = dataclasses.replace(get_preset("digits"), dropout=0.1, **settings)
+    run = Run.create(tmp_path / "run", config)
+    model = run.new_model()
+    run.save_weights(model)
+    known = {weights_fingerprint(run.load_unet()) for _ in range(3)}
+    assert known == {weights_fingerprint(model.unet)}
+    variable = model.unet.trainable_variables[-1]
+    variable.assign(variable + 1.0)
+    assert weights_fingerprint(model.unet) not in known
 
 
 def test_what_a_tolerance_would_save_is_said(searched, tmp_path):
@@ -254,6 +299,15 @@ def test_steps_may_be_left_out_and_refined(tiny_run, searched, tmp_path):
     assert all(entry["parameters"] <= full["parameters"] for entry in entries)
     shares = {entry["macs_fraction"] for entry in entries}
     assert min(shares) <= 0.5 * _share(searched) + 1e-9 and max(shares) == 1.0
+    # What is left out counts as saved, whoever says it.
+    shorter = next(e for e in entries if len(e["schedule"]["timesteps"]) < 4)
+    (run / "schedule.json").write_text(json.dumps(shorter["schedule"]))
+    opened = Run.open(run)
+    result = evaluate_run(opened, opened.schedule(None), 4, 0)
+    assert result["macs_fraction"] == pytest.approx(shorter["macs_fraction"])
+    page = write_report(opened).read_text()
+    assert f"{100 * (1 - shorter['macs_fraction']):.0f} % of the MACs saved" in page
+    assert evaluate_run(opened, opened.schedule("full"), 4, 0)["macs_fraction"] == 1.0
 
 
 def test_importance_writes_its_table_and_schedules(searched, tmp_path):

@@ -79,6 +79,30 @@ def test_all_models_of_a_folder_have_one_mount(export):
     assert (folder / "models.config").read_bytes() == before
 
 
+def edit(config, old, new):
+    text = config.read_text()
+    assert old in text
+    config.write_text(text.replace(old, new))
+
+
+def test_a_base_path_may_end_in_a_slash(export):
+    folder = export(mount="/srv/m").parent.parent
+    edit(folder / "models.config", '/srv/m/ddsm"', '/srv/m/ddsm/"')
+    assert export() == folder / "ddsm" / "2"
+    paths = {name: entry.base_path for name, entry in models_config(folder).items()}
+    assert paths == {name: f"/srv/m/{name}" for name in MODELS}
+
+
+def test_base_paths_in_two_folders_are_refused(export):
+    folder = export(mount="/srv/m").parent.parent
+    edit(folder / "models.config", "/srv/m/ddsm_unet_1_0", "/other/ddsm_unet_1_0")
+    before = (folder / "models.config").read_bytes()
+    with pytest.raises(InputError, match=r"`base_path` \(=\['/other', '/srv/m'\]\) of the models"):
+        export()
+    assert (folder / "models.config").read_bytes() == before
+    assert [path.name for path in (folder / "ddsm").iterdir()] == ["1"]
+
+
 def test_a_service_has_a_name_that_kubernetes_takes(export):
     text = (export(model="3d.Faces").parent.parent / "kubernetes.yaml").read_text()
     assert set(re.findall(r"  name: \"(.*)\"", text)) == {"ddsm-3d-faces"}

@@ -174,3 +174,32 @@ def test_restarts_end(monkeypatch):
 
     with pytest.raises(InputError, match="start all workers again with --resume"):
         restart_after(RuntimeError("peer gone"), 0)
+
+
+RESTARTING = """
+import sys
+from ddsm_tf.training.strategy import restart_after, restarts_left
+
+if restarts_left() > 8:
+    restart_after(RuntimeError("peer gone"), restarts_left())
+print(sys.argv[1:], restarts_left(), sys.flags.utf8_mode)
+"""
+
+
+def test_a_worker_starts_again_as_it_was_started(tmp_path):
+    # A script of another folder, as `ddsm` is: what lies in the working directory is not imported.
+    script, here = tmp_path / "bin" / "ddsm", tmp_path / "here"
+    script.parent.mkdir()
+    script.write_text(RESTARTING)
+    here.mkdir()
+    (here / "numpy.py").write_text("raise SystemExit('a stranger ran code')")
+    done = subprocess.run(
+        [sys.executable, "-X", "utf8", script, "train", "--resume", "digits"],
+        cwd=here,
+        env={**os.environ, "DDSM_RESTARTS": "10", "KERAS_BACKEND": "numpy"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "['train', 'digits', '--resume'] 8 1\n")
+    assert done.stderr == "a worker was lost (peer gone); starting again\n" * 2

@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 from conftest import EAGER, TINY_SETTINGS, eagerly, run_ddsm, set_options
 
 from ddsm_tf.errors import InputError
+from ddsm_tf.training import callbacks
 from ddsm_tf.training.callbacks import keep_history_until, read_history
 from ddsm_tf.training.checkpoints import Checkpoints
 from ddsm_tf.training.run import Run
@@ -176,12 +178,45 @@ def test_a_worker_takes_the_steps_it_was_told_before_the_chief_has_written_them(
     assert (run.path, run.config.steps) == (out, 12)
 
 
+def test_a_refused_command_does_not_stand_in_the_way_of_the_corrected_one(tmp_path, run_here):
+    run = tmp_path / "run"
+    for wrong in (["--data", f"npz:{tmp_path}/typo.npz"], ["--set", "image_size=7"]):
+        assert run_here(*train_arguments(run, *wrong, steps=1)).returncode == 2
+        assert not run.exists()
+    run.mkdir()
+    (run / "cache").mkdir()
+    assert run_here(*train_arguments(run, *wrong, steps=1)).returncode == 2
+    assert [item.name for item in run.iterdir()] == ["cache"]
+    assert run_here(*train_arguments(run, steps=1)).returncode == 0
+    # What has been trained stays, whatever is asked of it.
+    (run / "checkpoints" / "step_00000001.npz").write_bytes(b"broken")
+    assert run_here(*train_arguments(run, "--resume", steps=2)).returncode == 2
+    assert (run / "config.json").exists() and (run / "weights.keras").exists()
+
+
 def test_a_loss_that_is_not_finite_stops_with_the_setting_to_blame(tmp_path, run_here):
     arguments = ["--set", "learning_rate=1e30", "--set", "warmup_steps=0"]
     with eagerly():
         done = run_here(*train_arguments(tmp_path / "run", *arguments))
     assert done.returncode == 2
     assert "learning_rate" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_seconds_of_a_step_count_the_steps_since_the_start(tmp_path, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(callbacks.time, "perf_counter", lambda: clock[0])
+    log = callbacks.LossLog(tmp_path, 7, 5, batch_size=6)
+    monkeypatch.setattr(log, "sync", lambda: None)
+    monkeypatch.setattr(log, "_means", lambda logs: {"loss": 1.0})
+    log.set_model(mock.Mock(optimizer=mock.Mock(learning_rate=0.1)))
+    for _ in range(8):
+        clock[0] += 2.0
+        log.on_train_batch_end(0)
+    entries = read_history(tmp_path / "history.jsonl")
+    # Three steps after the resumption at the seventh, then five.
+    assert [entry["step"] for entry in entries] == [10, 15]
+    assert [entry["seconds_per_step"] for entry in entries] == [2.0, 2.0]
+    assert entries[0]["images_per_second_per_device"] == 3.0
 
 
 def test_sample_grids_are_made_along_the_way(uninterrupted):

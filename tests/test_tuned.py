@@ -1,5 +1,6 @@
 """Fitting a network to one schedule: each width is trained where the schedule runs it."""
 
+import dataclasses
 import json
 import shutil
 
@@ -224,6 +225,24 @@ def test_tune_makes_a_run_of_its_own(source, tmp_path, tune, run_here):
     assert (out / "classifier.keras").read_bytes() == (source / "classifier.keras").read_bytes()
     sampled = run_here("sample", out, "-n", 2, "-o", tmp_path / "x.npy")
     assert sampled.returncode == 0, sampled.stderr
+
+
+def test_the_note_of_a_schedule_with_many_widths_fits_a_bundle(source, tmp_path):
+    config = dataclasses.replace(Run.open(source).config, tuned_from="source")
+    run = Run(shutil.copytree(source, tmp_path / "run"), config)
+    run.tuning_path.mkdir()
+
+    def note(widths):
+        schedule = StepSchedule(
+            tuple(range(99))[::-1], tuple((11 + i % widths) / 100 for i in range(99))
+        )
+        schedule.save(run.tuning_path / "schedule.json")
+        return run.provenance["tuned_for"]
+
+    assert note(3) == "33 steps at 0.13, 33 steps at 0.12, 33 steps at 0.11"
+    # One more width makes 201 characters, and a manifest takes 200.
+    assert len(note(11)) == 184 and note(11).startswith("9 steps at 0.21, ")
+    assert note(12) == "99 steps at 12 widths"
 
 
 def test_an_interrupted_tuning_goes_on_to_the_same_weights(source, tmp_path, tune):

@@ -71,7 +71,7 @@ class LossLog(StepCallback):
             folder.mkdir(parents=True, exist_ok=True)
             keep_history_until(self.history, first_step)
             self.writer = _summary_writer(folder)
-        self.started = time.perf_counter()
+        self.started, self.step_at_start = time.perf_counter(), first_step
 
     def after_step(self, logs: dict[str, Any]) -> None:
         if self.step % self.every:
@@ -83,7 +83,7 @@ class LossLog(StepCallback):
             raise invalid("learning_rate", float(self.model.optimizer.learning_rate), rule)
         self.model.reset_metrics()
         now = time.perf_counter()
-        seconds = (now - self.started) / self.every
+        seconds = (now - self.started) / (self.step - self.step_at_start)
         entry = {
             "step": self.step,
             **losses,
@@ -91,7 +91,7 @@ class LossLog(StepCallback):
             "images_per_second_per_device": self.images_per_device / seconds,
             "peak_memory_gib": peak_memory_gib(),
         }
-        self.started = now
+        self.started, self.step_at_start = now, self.step
         if not self.placement.is_chief:
             return
         with open(self.history, "a", encoding="utf-8") as file:

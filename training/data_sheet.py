@@ -73,10 +73,11 @@ def data_sheet(config: RunConfig, costs: dict[float, Cost]) -> str:
         config: the preset.
         costs: see `costs_of`.
     """
+    denoised = "latents" if config.autoencoder else "images "
     lines = [
         f"{config.preset}: {ABOUT[config.preset]}",
         f"  data            {config.data}",
-        f"  images          {config.image_size} × {config.image_size} × {config.channels}"
+        f"  {denoised}         {config.image_size} × {config.image_size} × {config.channels}"
         + (f", {config.num_classes} classes" if config.num_classes else ""),
         f"  training        {config.steps:,} steps of {config.batch_size} images, Adam "
         f"{config.learning_rate:g}, predicting {config.prediction}",
@@ -114,7 +115,12 @@ def _published(preset: str, full: Cost) -> list[str]:
 
 def _commands(config: RunConfig) -> list[str]:
     run = f"{config.preset}-run"
+    first = []
+    if config.autoencoder:
+        command = f"ddsm autoencoder {config.preset} --out {config.autoencoder}"
+        first = [f"  autoencoder     {command}"]
     return [
+        *first,
         f"  train           ddsm train {config.preset} --out {run}",
         f"  search          ddsm search {run}",
         f"  evaluate        ddsm evaluate {run} -n 10000",

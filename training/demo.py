@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ddsm_tf.export import export
+from ddsm_tf.export.requirements import check_requirements
 from ddsm_tf.training.presets import get_preset
 from ddsm_tf.training.report import write_report
 from ddsm_tf.training.run import Run
@@ -23,8 +24,11 @@ def run_demo(out: str | os.PathLike, echo: Callable[[str], None]) -> None:
         echo: prints a line.
 
     Raises:
-        InputError: `out` holds something else.
+        InputError: `out` holds something else, or see `check_requirements`.
+        MissingExtraError: see `check_requirements`.
     """
+    # Before minutes of training and searching.
+    check_requirements("bundle")
     started = time.monotonic()
     run = open_run(out, get_preset("digits"), resume=True)
     with _stage("train a slimmable UNet on real handwritten digits", echo):

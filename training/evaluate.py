@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ddsm_tf.cost import cost_fraction, macs_per_width, schedule_cost
+from ddsm_tf.cost import macs_per_width, schedule_cost
 from ddsm_tf.labels import labels_in_turn
 from ddsm_tf.metrics import FeatureNetwork, FrechetDistance, train_classifier
 from ddsm_tf.metrics.inception import InceptionNetwork
@@ -18,7 +18,7 @@ from ddsm_tf.schedule import StepSchedule, even_timesteps
 from ddsm_tf.training.data import ImageSet
 from ddsm_tf.training.progress import progress_bar
 from ddsm_tf.training.run import Run
-from ddsm_tf.training.sample import sample_with_bar
+from ddsm_tf.training.sample import BATCH_SIZE, sample_with_bar
 
 
 def frechet_distance_of(run: Run) -> FrechetDistance:
@@ -89,8 +89,9 @@ def evaluate_run(
         inception: see `suite_of`.
 
     Returns:
-        Distance and its name, MACs an image (all steps), share of full width's, seconds an image;
-        under `metrics` what was asked for.
+        Distance and its name, MACs an image (all steps), share of full width's (for the schedule
+        that the run's search chose, of all steps that it was given), seconds an image; under
+        `metrics` what was asked for.
     """
     # Before hours of sampling and not after.
     check_metrics(metrics, with_classes=bool(run.config.num_classes))
@@ -99,7 +100,8 @@ def evaluate_run(
     count = count or run.config.search_images
     model = run.load_model()
     macs = macs_per_width(model.unet)
-    _warm_up(model, schedule)
+    cost = schedule_cost(schedule, macs)
+    _warm_up(model, schedule, count)
     started = time.perf_counter()
     images = sample_with_bar(model, schedule, count, seed)
     seconds = (time.perf_counter() - started) / count
@@ -114,8 +116,8 @@ def evaluate_run(
         "distance_name": distance.name,
         "images": count,
         "seed": seed,
-        "macs": int(schedule_cost(schedule, macs)),
-        "macs_fraction": cost_fraction(schedule, macs),
+        "macs": int(cost),
+        "macs_fraction": cost / schedule_cost(run.full_schedule(schedule), macs),
         "seconds": seconds,
         "steps": len(schedule),
         "sampler": schedule.sampler,
@@ -124,9 +126,19 @@ def evaluate_run(
     }
 
 
-def _warm_up(model: Any, schedule: StepSchedule) -> None:
-    """Compile every width of a schedule, so that sampling is timed and not tracing."""
+def _warm_up(model: Any, schedule: StepSchedule, count: int) -> None:
+    """Compile every width of a schedule, so that sampling is timed and not tracing.
+
+    JAX compiles for each size of a batch: there is a last one that may be smaller.
+    """
     timesteps = even_timesteps(schedule.train_timesteps, 1)
+    sizes = {min(count, BATCH_SIZE), count % BATCH_SIZE or BATCH_SIZE}
     for width in schedule.call_counts():
-        uniform = StepSchedule.uniform(width, timesteps, train_timesteps=schedule.train_timesteps)
-        model.sample(uniform, 1)
+        uniform = StepSchedule.uniform(
+            width,
+            timesteps,
+            train_timesteps=schedule.train_timesteps,
+            guidance_scale=schedule.guidance_scale,
+        )
+        for size in sizes:
+            model.sample(uniform, size)

@@ -28,7 +28,8 @@ BUDGETS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 def weights_fingerprint(unet: Any) -> str:
     """SHA-256 of the weights: what was measured of one network says nothing of another."""
     digest = hashlib.sha256()
-    for variable in unet.variables:
+    # Not `variables`: the seeds of dropout are among them and are drawn anew when it is loaded.
+    for variable in unet.weights:
         digest.update(keras.ops.convert_to_numpy(variable).tobytes())
     return digest.hexdigest()
 
@@ -109,7 +110,12 @@ def importance_schedules(
     lines = []
     for budget in budgets:
         choice = allocate(
-            harm, list(costs.values()), budget, switch_penalty=penalty, min_run=min_run
+            harm,
+            list(costs.values()),
+            budget,
+            calls=base.calls_of_steps,
+            switch_penalty=penalty,
+            min_run=min_run,
         )
         schedule = base.with_widths(model.unet.widths[index] for index in choice)
         done = harm[list(choice), np.arange(len(choice))].sum() / harm[-1].sum()

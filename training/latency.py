@@ -19,6 +19,7 @@ from ddsm_tf.edge import Bundle, EdgeSampler
 from ddsm_tf.edge.benchmark import benchmark as benchmark_litert
 from ddsm_tf.errors import invalid
 from ddsm_tf.export import export
+from ddsm_tf.export.requirements import check_backend, check_requirements
 from ddsm_tf.files import write_json
 from ddsm_tf.labels import no_class
 from ddsm_tf.latency import WARM_UP, Denoise, latency_content, limit_tensorflow, time_widths
@@ -59,6 +60,7 @@ def latency_of_run(
     Raises:
         InputError: an argument breaks its rule, `out` exists, Keras runs on another backend than
             TensorFlow, or the run has no weights.
+        MissingExtraError: LiteRT is not installed.
     """
     _check(out, runtime, quantize, overwrite)
     if threads and runtime != "litert":
@@ -83,9 +85,9 @@ def _check(out: str | os.PathLike, runtime: str, quantize: str, overwrite: bool)
         raise invalid("runtime", runtime, f"must be one of {', '.join(RUNTIMES)}")
     if quantize != "none" and runtime != "litert":
         raise invalid("quantize", quantize, f"is for litert; {runtime} is not quantised")
-    if keras.backend.backend() != "tensorflow":
-        rule = "must be tensorflow, which exports and runs what is measured"
-        raise invalid("KERAS_BACKEND", keras.backend.backend(), rule)
+    check_backend()
+    if runtime == "litert":
+        check_requirements("bundle")
     if Path(out).is_dir():
         raise invalid("out", str(out), "is a folder; name a file")
     if Path(out).exists() and not overwrite:

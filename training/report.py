@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ddsm_tf.cost import cost_fraction, forward_cost
-from ddsm_tf.errors import InputError
+from ddsm_tf.console import BAD_INPUT
+from ddsm_tf.cost import forward_cost, schedule_cost
+from ddsm_tf.errors import ForeseenFailure, InputError
 from ddsm_tf.files import atomic_file, read_json
 from ddsm_tf.images import image_grid, png_bytes
 from ddsm_tf.schedule import StepSchedule
@@ -58,7 +59,8 @@ def write_report(run: Run) -> Path:
         Its path.
 
     Raises:
-        InputError: the run has no weights, or its search results are broken.
+        InputError: the run has no weights, or its search results or its bundle are broken.
+        ForeseenFailure: the process that samples from the bundle failed or was killed.
     """
     import jinja2
 
@@ -85,7 +87,7 @@ def _content(run: Run) -> dict[str, Any]:
     entries = read_pareto(run.search_path / "pareto.json") if result else []
     return {
         "title": f"ddsm_tf: {run.config.preset}, {run.config.steps:,} training steps",
-        "headline": _headline(schedule, macs, result),
+        "headline": _headline(schedule, run.full_schedule(schedule), macs, result),
         "pictures": _pictures(run, schedule),
         "plots": (_search_plots(entries, schedule, result) if entries else [])
         + _importance_plots(run),
@@ -118,8 +120,13 @@ def read_search_result(run: Run) -> dict[str, Any]:
     return result
 
 
-def _headline(schedule: StepSchedule, macs: dict[float, int], result: dict[str, Any]) -> str:
-    saved = 100 * (1 - cost_fraction(schedule, macs))
+def _headline(
+    schedule: StepSchedule,
+    full: StepSchedule,
+    macs: dict[float, int],
+    result: dict[str, Any],
+) -> str:
+    saved = 100 * (1 - schedule_cost(schedule, macs) / schedule_cost(full, macs))
     text = f"{len(schedule)} {schedule.sampler.upper()} steps with {saved:.0f} % of the MACs saved"
     if result:
         text += (
@@ -180,7 +187,7 @@ def _spent(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _pictures(run: Run, schedule: StepSchedule) -> list[dict[str, str]]:
-    full = schedule.with_widths([max(run.config.widths)] * len(schedule))
+    full = run.full_schedule(schedule)
     real = run.load_data().images
     rows = np.random.default_rng(SEED).permutation(len(real))[:GRID_IMAGES]
     model = run.load_model()
@@ -202,13 +209,27 @@ def _edge_images(run: Run, schedule: StepSchedule) -> np.ndarray | None:
     with tempfile.TemporaryDirectory() as folder:
         schedule_file, out = Path(folder) / "schedule.json", Path(folder) / "edge.npy"
         schedule.save(schedule_file)
-        command = [sys.executable, "-m", "ddsm_tf.edge.cli", "sample", str(run.bundle_path)]
+        # -P: a module that lies in the working directory must not be imported.
+        command = [sys.executable, "-P", "-m", "ddsm_tf.edge.cli", "sample", str(run.bundle_path)]
         command += ["-n", str(GRID_IMAGES), "--seed", str(SEED), "-o", str(out)]
         command += ["--schedule", str(schedule_file)]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        if result.returncode:
-            raise InputError(result.stderr.strip())
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise _edge_failure(run.bundle_path, done.returncode, done.stderr.strip())
         return np.load(out)
+
+
+def _edge_failure(bundle: Path, code: int, said: str) -> Exception:
+    """The error for a `ddsm-edge` that ended with this code, below 0 for a signal, and words."""
+    if code == BAD_INPUT:
+        return InputError(said)
+    lines = said.splitlines() or [f"exit code {code}"]
+    reason = f"failed: {lines[-1]}"
+    if code < 0:
+        reason = f"was killed by signal {-code}, for lack of memory perhaps"
+    return ForeseenFailure(
+        f"sampling from {bundle} {reason}; move it away for a report without its images"
+    )
 
 
 def _picture(caption: str, images: np.ndarray) -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from ddsm_tf.edge.manifest import MAX_TEXT
 from ddsm_tf.errors import invalid
 from ddsm_tf.files import atomic_file
 from ddsm_tf.labels import check_conditional
@@ -19,6 +20,9 @@ from ddsm_tf.training.checkpoints import Checkpoints
 from ddsm_tf.training.config import AutoencoderConfig, RunConfig
 from ddsm_tf.training.data import ImageSet, check_classes, load_images, split_images
 from ddsm_tf.training.flat_config import FlatConfig
+
+# What a run folder keeps of its data, named by what it was made of: any run may find it there.
+CACHES = ("cache", "latents")
 
 
 class RunFolder:
@@ -38,7 +42,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: str | os.PathLike, config: Any) -> Self:
-        """Start a run in a new or empty folder.
+        """Start a run in a folder that is new, empty, or holds nothing but `CACHES`.
 
         Raises:
             InputError: the folder holds something already, or is a file.
@@ -46,7 +50,7 @@ class RunFolder:
         path = Path(path)
         if path.exists() and not path.is_dir():
             raise invalid("--out", str(path), "is a file; name a folder")
-        if path.is_dir() and any(path.iterdir()):
+        if path.is_dir() and not holds_no_run(path):
             is_run = (path / "config.json").exists()
             remedy = "pass --resume to go on with it" if is_run else "choose a new or empty folder"
             raise invalid("--out", str(path), f"exists and is not empty; {remedy}")
@@ -129,9 +133,7 @@ class Run(RunFolder):
         trained = {"training_steps": steps[-1]} if steps else {}
         tuned = {}
         if self.config.tuned_from:
-            counts = self.tuned_schedule.width_counts()
-            parts = (f"{count} steps at {width:g}" for width, count in counts.items())
-            tuned = {"tuned_for": ", ".join(parts)}
+            tuned = {"tuned_for": _note(self.tuned_schedule)}
         return {"preset": self.config.preset, **trained, **tuned}
 
     @property
@@ -351,6 +353,33 @@ class Run(RunFolder):
         check_conditional(schedule.guidance_scale, config.num_classes)
         return schedule
 
+    def full_schedule(self, schedule: StepSchedule) -> StepSchedule:
+        """Full width at every step, also at those that the search of the schedule left out.
+
+        Raises:
+            InputError: what the search wrote is broken.
+        """
+        pareto = self.search_path / "pareto.json"
+        searched = pareto.exists() and self.schedule_path.exists()
+        if searched and schedule == StepSchedule.load(self.schedule_path):
+            return _full_width_of_search(pareto)
+        return schedule.at_width(max(self.config.widths))
+
+
+def holds_no_run(path: Path) -> bool:
+    """Whether a folder has room for a run: there is nothing in it that a run would not find."""
+    return all(item.name in CACHES for item in path.iterdir())
+
+
+def _full_width_of_search(path: Path) -> StepSchedule:
+    """The schedule of full width in a `pareto.json`."""
+    from ddsm_tf.search.pareto import read_pareto
+
+    entries = (entry for entry in read_pareto(path) if entry.get("baseline") == "full")
+    for entry in entries:
+        return StepSchedule.from_dict(entry["schedule"])
+    raise invalid("pareto", str(path), "has no entry of full width")
+
 
 def network_of(config: RunConfig) -> Any:
     """The `SlimmableUNet` of a configuration with fresh weights."""
@@ -368,6 +397,13 @@ def network_of(config: RunConfig) -> Any:
         num_classes=config.num_classes,
         name="unet",
     )
+
+
+def _note(schedule: StepSchedule) -> str:
+    """A schedule as a bundle's provenance takes it: how many steps at each width, if they fit."""
+    counts = schedule.width_counts()
+    text = ", ".join(f"{count} steps at {width:g}" for width, count in counts.items())
+    return text if len(text) <= MAX_TEXT else f"{len(schedule)} steps at {len(counts)} widths"
 
 
 def _parse_width(choice: str) -> float:

@@ -91,7 +91,8 @@ def _read_settings(problem: SearchProblem) -> dict[str, Any]:
         raise InputError(
             f"search settings {path}: are broken or of another version; delete {path.parent}"
         )
-    return settings
+    # Earlier revisions kept the latencies' file as well.
+    return {**settings, "cost": str(settings["cost"]).partition(":")[0]}
 
 
 def _check_settings(problem: SearchProblem, settings: dict[str, Any]) -> dict[str, Any]:
@@ -228,7 +229,8 @@ def _describe(
             f"{trials} trials; chosen: {chosen.schedule.describe()}",
             f"MACs saved: {100 * saved:.0f} %",
             f"distance: {chosen.mean:.3f} (full width {full.mean:.3f}; its spread over "
-            f"{len(full.distances)} seeds is {full.spread:.3f}; real images {result['floor']:.3f})",
+            f"{len(full.distances)} seeds is {full.spread:.3f}; real images "
+            f"{result['confirm_floor']:.3f})",
             f"seed by seed it differs from full width by {result['difference']:+.3f} ± "
             f"{result['difference_error']:.3f}",
             *([note] if note else []),

@@ -210,8 +210,10 @@ class SearchProblem:
         uniform = space.uniforms()
         if method == "importance":
             genomes = self._importance_genomes(space, IMPORTANCE_BUDGETS)
-            wanted = max(2, settings["trials"] - len(uniform))
-            return FixedSchedules(space, [*uniform, *spaced(genomes, wanted)])
+            # What was tried first stays first, however many trials are added.
+            counts = (settings["trials"], self.trials)
+            chosen = [g for n in counts for g in spaced(genomes, max(2, n - len(uniform)))]
+            return FixedSchedules(space, list(dict.fromkeys([*uniform, *chosen])))
         population = settings["population"]
         room = max(0, population - len(uniform))
         return Evolution(
@@ -258,7 +260,8 @@ class SearchProblem:
         """What two searches must share for their trials to be comparable."""
         return {
             "steps": self.base.to_dict(),
-            "cost": self.options.cost,
+            # Not the latencies' file, which may lie elsewhere: what it says follows.
+            "cost": self.options.cost.partition(":")[0],
             "cost_per_width": {str(width): cost for width, cost in self.cost.items()},
             "images": self.images,
             "seed": self.options.seed,

@@ -14,6 +14,8 @@ from ddsm_tf.search.search import Confirmation, Confirmer
 from ddsm_tf.training.search_problem import SearchProblem
 
 FLOOR_SAMPLES = 4
+# The methods that the importance table serves.
+WITH_TABLE = ("nsga2", "importance")
 
 
 def search_result(
@@ -37,10 +39,13 @@ def search_result(
     chosen_schedule = chosen.schedule.to_dict()
     chosen_cost = next(e["cost"] for e in every if e["schedule"] == chosen_schedule)
     fewest_trials = min(map(len, methods.values()))
-    fewest_calls = min(sum(map(comparison.all_calls, e)) for e in methods.values())
+    table = importance_calls(problem.importance, problem.macs)
+    before = {name: table["full_calls"] if name in WITH_TABLE else 0.0 for name in methods}
+    fewest_calls = min(
+        before[name] + sum(map(comparison.all_calls, entries)) for name, entries in methods.items()
+    )
     found = methods.get("nsga2", [])
     others = [entry for entry in every if "baseline" in entry]
-    importance = problem.importance
     spent = {name: _calls(entries) for name, entries in methods.items()}
     spent["confirmation"] = _calls(confirm.measurements)
     return {
@@ -53,7 +58,8 @@ def search_result(
         "difference": chosen.difference(full)[0],
         "difference_error": chosen.difference(full)[1],
         "cheaper_within": comparison.cheaper_within(every, chosen_cost),
-        "floor": _floor(problem),
+        "floor": _floor(problem, problem.images),
+        "confirm_floor": _floor(problem, confirm.images),
         "images": problem.images,
         "confirm_images": confirm.images,
         "confirm_seeds": list(confirm.seeds),
@@ -67,7 +73,7 @@ def search_result(
             for entry in entries
         ],
         "hypervolume": {
-            name: comparison.hypervolume_curve(entries, reference)
+            name: comparison.hypervolume_curve(entries, reference, before[name])
             for name, entries in methods.items()
         },
         "equal_trials": {
@@ -80,7 +86,9 @@ def search_result(
         "equal_calls": {
             "full_calls": fewest_calls,
             "hypervolume": {
-                name: comparison.hypervolume_at_calls(entries, reference, fewest_calls)
+                name: comparison.hypervolume_at_calls(
+                    entries, reference, fewest_calls, before[name]
+                )
                 for name, entries in methods.items()
             },
         },
@@ -88,7 +96,7 @@ def search_result(
         "proxy_rank_correlation": comparison.proxy_correlation(
             every, problem.harm, problem.base, problem.model.unet.widths
         ),
-        "calls": {**spent, "importance": _importance_calls(importance, problem.macs)},
+        "calls": {**spent, "importance": table},
     }
 
 
@@ -113,19 +121,23 @@ def _calls(entries: list[dict[str, Any]]) -> dict[str, float]:
     return {key: sum(entry[key] for entry in entries) for key in keys}
 
 
-def _importance_calls(table: ImportanceTable, macs: Mapping[float, float]) -> dict[str, float]:
+def importance_calls(table: ImportanceTable, macs: Mapping[float, float]) -> dict[str, float]:
+    """What measuring a table took, in calls of the network and weighted by their MACs."""
     each = table.images * len(table.timesteps)
     full = sum(each * macs[width] / macs[max(macs)] for width in table.widths)
     calls = float(each * len(table.widths))
     return {"calls": calls, "reused_calls": 0.0, "full_calls": full, "reused_full_calls": 0.0}
 
 
-def _floor(problem: SearchProblem) -> float:
-    """The distance of real images, as many as a trial has: no schedule can be expected below it."""
+def _floor(problem: SearchProblem, count: int) -> float:
+    """The distance of so many real images: no schedule can be expected below it with as many.
+
+    Drawn with replacement, for the set may be smaller.
+    """
     images = problem.run.load_data().images
     distances = []
     for sample in range(FLOOR_SAMPLES):
         random = np.random.default_rng([problem.options.seed, sample])
-        rows = random.choice(len(images), size=min(problem.images, len(images)), replace=False)
+        rows = random.choice(len(images), size=count)
         distances.append(problem.evaluate.distance(images[rows]))
     return float(np.mean(distances))

@@ -157,10 +157,11 @@ def restart_after(error: Exception, restarts: int) -> None:
             "again with --resume"
         ) from error
     print(f"a worker was lost ({_first_line(error)}); starting again", file=sys.stderr, flush=True)
-    arguments = [each for each in sys.argv[1:] if each != "--resume"]
+    # As it was started: -m would import modules that lie in the working directory, which `ddsm`
+    # does not, and -P would miss there what `python -m ddsm_tf.cli` found.
+    arguments = [each for each in sys.orig_argv[1:] if each != "--resume"]
     environment = {**os.environ, RESTARTS: str(restarts - 1)}
-    command = [sys.executable, "-m", "ddsm_tf.cli", *arguments, "--resume"]
-    os.execve(sys.executable, command, environment)
+    os.execve(sys.executable, [sys.executable, *arguments, "--resume"], environment)
 
 
 RESTARTS = "DDSM_RESTARTS"

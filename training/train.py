@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 import keras
 import numpy as np
 
-from ddsm_tf.errors import invalid
+from ddsm_tf.errors import InputError, invalid
 from ddsm_tf.models import Adam, DiffusionModel, LinearWarmup
 from ddsm_tf.training.callbacks import Checkpointer, LossLog, SampleGrids, StepBar
 from ddsm_tf.training.checkpoints import Checkpoints
@@ -23,7 +24,7 @@ from ddsm_tf.training.data import ImageSet
 from ddsm_tf.training.flat_config import FlatConfig
 from ddsm_tf.training.latents import ADOPTED, adopt_autoencoder
 from ddsm_tf.training.pipeline import training_pipeline
-from ddsm_tf.training.run import Run, RunFolder
+from ddsm_tf.training.run import CACHES, Run, RunFolder, holds_no_run
 from ddsm_tf.training.strategy import Placement, restart_after, restarts_left
 
 AnyRun = TypeVar("AnyRun", bound=RunFolder)
@@ -47,6 +48,27 @@ def open_run(out: str | os.PathLike, config: RunConfig, *, resume: bool) -> Run:
     if config.autoencoder and not (run.path / last_file_of(config)).exists():
         adopt_autoencoder(config.autoencoder, run.autoencoder_path)
     return run
+
+
+@contextlib.contextmanager
+def withdrawn_on_bad_input(out: str | os.PathLike) -> Iterator[None]:
+    """Leave no new run behind whose first training is refused, only what it cached of its data.
+
+    Or the corrected command would be refused for the sake of the wrong one's `config.json`.
+    """
+    path = Path(out)
+    existed = path.exists()
+    is_new = not existed or (path.is_dir() and holds_no_run(path))
+    try:
+        yield
+    except InputError:
+        if is_new and path.is_dir() and not Checkpoints(path / "checkpoints").steps():
+            for item in path.iterdir():
+                if item.name not in CACHES:
+                    shutil.rmtree(item) if item.is_dir() else item.unlink()
+            if not existed and not any(path.iterdir()):
+                path.rmdir()
+        raise
 
 
 def last_file_of(config: RunConfig) -> str:

@@ -23,6 +23,9 @@ def data(
     """Show what an image source holds: digits, npz:FILE[:KEY], folder:DIR, tfds:NAME[:SPLIT]."""
     if out is not None and Path(out).suffix != ".png":
         raise invalid("-o", out, "must end in .png")
+    for option, value in (("--size", size), ("--channels", channels)):
+        if value is not None and out is None:
+            raise invalid(option, value, "is of the picture; add -o FILE.png, or leave it out")
     if source.startswith("tfds:"):
         quiet_tensorflow()
     from ddsm_tf.training.inspection import inspect_source

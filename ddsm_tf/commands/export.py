@@ -15,6 +15,7 @@ from ddsm_tf.commands.shared import (
     schedule_option,
 )
 from ddsm_tf.errors import InputError, invalid
+from ddsm_tf.files import check_folder
 
 
 @click.command()
@@ -75,7 +76,7 @@ def export(
     optimize_steps: int | None,
     sparsity: float | None,
     clusters: int | None,
-    schedule: str,
+    schedule: str | None,
     added: tuple[str, ...],
     overwrite: bool,
     **serving: Any,
@@ -86,6 +87,9 @@ def export(
     _check_place(kind, out, quantize, {**of_out, **tuning}, serving)
     _check_out(run, out)
     opened = open_run(run)
+    from ddsm_tf.export.requirements import check_requirements
+
+    check_requirements(kind)
     unet, chosen = opened.load_unet(), opened.schedule(schedule)
     if out is None:
         from ddsm_tf.export.serving import write_serving
@@ -95,13 +99,14 @@ def export(
         path = write_serving(unet, opened.noise_table, chosen, given.pop("serving"), **given)
         click.echo(path)
         return
-    from ddsm_tf.export import check_optimization
+    from ddsm_tf.export import FILES, check_optimization
     from ddsm_tf.export import export as export_unet
     from ddsm_tf.training.optimize import fine_tuning
 
     if optimize is not None:
         # Before the images to fine-tune on are read and encoded, which may take minutes.
         check_optimization(kind, optimize, quantize, batch)
+        check_folder(out, FILES[kind] if overwrite else ())
     with fine_tuning(opened, optimize, **tuning) as optimization:
         path = export_unet(
             kind,

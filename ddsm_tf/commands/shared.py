@@ -40,7 +40,7 @@ quantize_option = click.option(
     show_default=True,
     help="Precision of tflite; mixed keeps the first and last convolution float32.",
 )
-overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what is there.")
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an earlier output.")
 
 
 def open_run(path: str, threads: int = 0) -> Any:
@@ -81,4 +81,9 @@ def _start_tensorflow(threads: int) -> None:
         from ddsm_tf.latency import limit_tensorflow
 
         limit_tensorflow(threads)
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        # TensorFlow only feeds data then, and would take the memory of GPUs that JAX is to have.
+        tf.config.set_visible_devices([], "GPU")
     tf.config.list_logical_devices()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -152,12 +153,15 @@ def _start(strategy: str) -> Any:
 def _train(
     out: str, config: Any, placement: Any, opened: Callable[[], Any], last_file: str
 ) -> None:
-    from ddsm_tf.training.train import open_shared_run, train_placed
+    from ddsm_tf.training.train import open_shared_run, train_placed, withdrawn_on_bad_input
 
     if placement.replicas > 1:
         click.echo(placement.describe(config.batch_size, config.learning_rate), err=True)
-    run = open_shared_run(out, config, opened, placement, last_file)
-    train_placed(run, placement)
+    # The folder is the chief's.
+    guard = withdrawn_on_bad_input(out) if placement.is_chief else contextlib.nullcontext()
+    with guard:
+        run = open_shared_run(out, config, opened, placement, last_file)
+        train_placed(run, placement)
     if placement.is_chief:
         click.echo(f"trained {config.steps} steps: {run.weights_path}")
 
@@ -181,10 +185,11 @@ def autoencoder(
     config = start.changed(changes_of(changes, data, steps))
     quiet_tensorflow()
     from ddsm_tf.training.autoencoder import AutoencoderRun, train_autoencoder
-    from ddsm_tf.training.train import open_or_resume
+    from ddsm_tf.training.train import open_or_resume, withdrawn_on_bad_input
 
-    run = open_or_resume(AutoencoderRun, out, config, resume)
-    report = train_autoencoder(run)
+    with withdrawn_on_bad_input(out):
+        run = open_or_resume(AutoencoderRun, out, config, resume)
+        report = train_autoencoder(run)
     click.echo(
         f"trained {config.steps} steps: {run.weights_path}\n"
         f"PSNR {report['psnr']:.2f} dB on {report['images']} images, KL {report['kl']:.3f} nats a "

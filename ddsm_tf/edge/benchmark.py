@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from ddsm_tf.cost import cost_fraction
+from ddsm_tf.edge.bundle import Bundle
 from ddsm_tf.edge.memory import peak_memory
 from ddsm_tf.edge.sampler import EdgeSampler
-from ddsm_tf.latency import latency_content, time_widths
+from ddsm_tf.latency import WARM_UP, latency_content, summary, time_widths
+from ddsm_tf.sampling import clip_to_range, sample_images
 from ddsm_tf.schedule import StepSchedule
 
 # What LiteRT's interpreter takes where it is not told; it starts no thread of its own then.
@@ -61,6 +63,39 @@ def benchmark(
     )
 
 
+def benchmark_decoder(
+    sampler: EdgeSampler,
+    *,
+    batch: int = 1,
+    rounds: int = 30,
+    on_round: Callable[[], Any] | None = None,
+) -> dict[str, float]:
+    """Time the decoder of latents, which runs once an image whatever the schedule.
+
+    Args:
+        sampler: a bundle with a decoder.
+        batch: latents at a time.
+        rounds: timed calls, after `WARM_UP` that are not.
+        on_round: called after each call, those that warm up included.
+
+    Returns:
+        See `ddsm_tf.latency.summary`.
+
+    Raises:
+        InputError: the bundle has no decoder.
+    """
+    shape = (batch, *sampler.bundle.image_shape)
+    latents = np.random.RandomState(0).standard_normal(shape).astype(np.float32)
+    milliseconds = []
+    for _ in range(WARM_UP + rounds):
+        started = time.perf_counter()
+        sampler.decode(latents)
+        milliseconds.append(1000.0 * (time.perf_counter() - started))
+        if on_round:
+            on_round()
+    return summary(milliseconds[WARM_UP:])
+
+
 def benchmark_schedule(
     sampler: EdgeSampler,
     schedule: StepSchedule,
@@ -71,6 +106,8 @@ def benchmark_schedule(
     on_pair: Callable[[], Any] | None = None,
 ) -> dict[str, Any]:
     """Compare a schedule with its own steps all run at the widest width.
+
+    Latents are not decoded: that takes both the same time, see `benchmark_decoder`.
 
     Args:
         sampler: the bundle and its interpreters.
@@ -121,17 +158,18 @@ def benchmark_memory(
         sampler: says which bundle, threads and `max_resident`.
         schedule: widths of the bundle.
         batch: images a step.
-        on_process: called after each process, one a width and one more.
+        on_process: called after each process; there are as many as `memory_processes` says.
 
     Returns:
-        In megabytes: `widths`, each width alone; `widest`, that of the widest; `schedule`, a
-        process that meets the schedule's widths with the sampler's `max_resident`.
+        In megabytes: `widths`, each width alone; `widest`, that of the widest; `decoder`, that of
+        latents alone, if there is one; `schedule`, a process that meets the schedule's widths and
+        decodes, with the sampler's `max_resident`.
     """
 
-    def peak(widths: list[float], max_resident: int | None = None) -> float | None:
+    def peak(stages: list[float | None], max_resident: int | None = None) -> float | None:
         found = peak_memory(
             sampler.bundle,
-            widths,
+            stages,
             batch=batch,
             threads=sampler.threads,
             max_resident=max_resident,
@@ -141,16 +179,28 @@ def benchmark_memory(
         return found
 
     alone = {width: peak([width]) for width in sampler.bundle.widths}
-    # Each width as the schedule first meets it, and back to the first: every kind of change.
-    branches = (schedule.widths, schedule.unconditional_widths)
-    visited = [width for pair in zip(*branches, strict=True) for width in pair]
-    met = [*dict.fromkeys(visited), visited[0]]
+    decoder = {"decoder": peak([None])} if sampler.bundle.decoder else {}
     return {
         "widths": {str(width): found for width, found in alone.items()},
         "widest": alone[sampler.bundle.widths[0]],
-        "schedule": peak(met, sampler.max_resident),
+        **decoder,
+        "schedule": peak(_stages(sampler.bundle, schedule), sampler.max_resident),
         "max_resident": sampler.max_resident,
     }
+
+
+def memory_processes(bundle: Bundle) -> int:
+    """How many processes `benchmark_memory` starts: one a width, the decoder's, the schedule's."""
+    return len(bundle.widths) + bool(bundle.decoder) + 1
+
+
+def _stages(bundle: Bundle, schedule: StepSchedule) -> list[float | None]:
+    """Every kind of change that sampling one batch after another makes, for `peak_memory`."""
+    branches = (schedule.widths, schedule.unconditional_widths)
+    visited = [width for pair in zip(*branches, strict=True) for width in pair]
+    # Each width as the schedule first meets it, decoding after the last step, and the next batch.
+    decoding = [visited[-1], None] if bundle.decoder else []
+    return [*dict.fromkeys(visited), *decoding, visited[0]]
 
 
 def macs_fraction(networks: Mapping[float, Any], schedule: StepSchedule) -> float:
@@ -189,7 +239,7 @@ def _time_ratios(
 
     def seconds(which: StepSchedule) -> float:
         started = time.perf_counter()
-        sampler.sample(batch, schedule=which, batch_size=batch)
+        _denoise(sampler, which, batch)
         return time.perf_counter() - started
 
     ratios = []
@@ -201,3 +251,18 @@ def _time_ratios(
         if on_pair:
             on_pair()
     return ratios[1:]
+
+
+def _denoise(sampler: EdgeSampler, schedule: StepSchedule, batch: int) -> None:
+    """What `EdgeSampler.sample` does, but for decoding."""
+    bundle = sampler.bundle
+    sample_images(
+        sampler.denoise,
+        schedule,
+        bundle.noise_table,
+        bundle.image_shape,
+        batch,
+        batch_size=batch,
+        num_classes=bundle.num_classes,
+        clip=None if bundle.decoder else clip_to_range,
+    )

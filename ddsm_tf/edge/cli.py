@@ -8,19 +8,22 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from ddsm_tf.console import DONE, run_safely, without_stderr
 from ddsm_tf.edge.benchmark import (
     benchmark,
+    benchmark_decoder,
     benchmark_memory,
     benchmark_schedule,
     macs_fraction,
+    memory_processes,
 )
 from ddsm_tf.edge.bundle import Bundle
 from ddsm_tf.edge.manifest import DEFAULT
 from ddsm_tf.edge.sampler import EdgeSampler
-from ddsm_tf.errors import InputError
+from ddsm_tf.errors import InputError, invalid
 from ddsm_tf.files import atomic_folder
 from ddsm_tf.images import check_image_path, save_images
 from ddsm_tf.labels import check_conditional, parse_labels
@@ -28,6 +31,8 @@ from ddsm_tf.latency import WARM_UP
 from ddsm_tf.schedule import StepSchedule, width_name
 
 PROGRAM = "ddsm-edge"
+# What --overwrite of `unpack` may take away.
+UNPACKED = ("unet_*.tflite",)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -75,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
 
     unpack = _command(commands, "unpack", _unpack, "write each width's plain TFLite file")
     unpack.add_argument("-o", dest="out", required=True, metavar="DIR")
-    unpack.add_argument("--overwrite", action="store_true", help="replace what is there")
+    unpack.add_argument("--overwrite", action="store_true", help="replace an earlier unpacking")
 
     timing = _command(commands, "benchmark", _benchmark, "measure time and memory on this device")
     timing.add_argument("--batch", type=_count, help="images a step (the bundle's, or 1)")
@@ -102,7 +107,8 @@ def _running(parser: argparse.ArgumentParser) -> None:
         "--max-resident",
         type=_count,
         metavar="N",
-        help="networks in memory; all that are needed by default, 1 takes the least memory",
+        help="networks in memory, the decoder of latents among them; all that are needed by "
+        "default, 1 takes the least memory",
     )
 
 
@@ -183,18 +189,27 @@ def _macs_saved(bundle: Bundle, schedule: StepSchedule) -> float:
 
 
 def _unpack(options: argparse.Namespace) -> None:
+    _check_apart(options.out, options.bundle)
     bundle = Bundle.load(options.bundle)
-    with atomic_folder(options.out, overwrite=options.overwrite) as folder:
+    with atomic_folder(options.out, replaces=UNPACKED if options.overwrite else ()) as folder:
         for width in bundle.widths:
             (folder / f"{width_name(width)}.tflite").write_bytes(bundle.tflite(width))
     print(options.out)
+
+
+def _check_apart(out: str, bundle: str) -> None:
+    """Raise `InputError` if a folder would take the bundle away, or its files land in there."""
+    place, folder = Path(out).resolve(), Path(bundle).resolve()
+    if folder.is_relative_to(place) or place.is_relative_to(folder):
+        raise invalid("-o", out, "is the bundle, holds it or lies in it; name a folder of its own")
 
 
 def _benchmark(options: argparse.Namespace) -> None:
     sampler, schedule = _open(options)
     batch = options.batch or sampler.bundle.batch or 1
     pairs = max(3, options.rounds // 6)
-    bar = _Bar(WARM_UP + options.rounds + pairs + 1 + len(sampler.bundle.widths) + 1)
+    timed = 2 if sampler.bundle.decoder else 1
+    bar = _Bar(memory_processes(sampler.bundle) + timed * (WARM_UP + options.rounds) + pairs + 1)
     # While this process holds no network yet, for a small device has no room for both.
     memory = benchmark_memory(sampler, schedule, batch=batch, on_process=bar.update)
     _load_first(sampler, schedule, batch)
@@ -203,6 +218,10 @@ def _benchmark(options: argparse.Namespace) -> None:
     result["schedule"] = benchmark_schedule(
         sampler, schedule, medians, batch=batch, pairs=pairs, on_pair=bar.update
     )
+    if sampler.bundle.decoder:
+        result["decoder"] = benchmark_decoder(
+            sampler, batch=batch, rounds=options.rounds, on_round=bar.update
+        )
     result["peak_memory_mb"] = memory
     if options.json:
         _print(result, as_json=True)
@@ -213,13 +232,15 @@ def _benchmark(options: argparse.Namespace) -> None:
 def _describe(result: Mapping[str, Any]) -> list[str]:
     memory, schedule = result["peak_memory_mb"], result["schedule"]
     lines = [
-        f"width {width:5} {times['median_ms']:9.3f} ms  "
-        f"({times['min_ms']:.3f} to {times['max_ms']:.3f})  {_megabytes(memory['widths'][width])}"
+        _row(f"width {width:5}", times, memory["widths"][width])
         for width, times in result["widths"].items()
     ]
+    if "decoder" in result:
+        lines.append(_row("decoder    ", result["decoder"], memory["decoder"]))
     measured = schedule["measured"]
+    aside = ", decoding aside" if "decoder" in result else ""
     lines += [
-        f"schedule of {schedule['steps']} steps against full width: "
+        f"schedule of {schedule['steps']} steps against full width{aside}: "
         f"{schedule['time_saved']:.1%} of the time saved, "
         f"{schedule['macs_saved']:.1%} of the MACs",
         f"time ratio {measured['time_ratio']:.3f} ± {measured['spread']:.3f} over "
@@ -229,6 +250,13 @@ def _describe(result: Mapping[str, Any]) -> list[str]:
         f"{_megabytes(memory['widest'])} for the widest network alone",
     ]
     return lines
+
+
+def _row(name: str, times: Mapping[str, float], memory: float | None) -> str:
+    return (
+        f"{name} {times['median_ms']:9.3f} ms  "
+        f"({times['min_ms']:.3f} to {times['max_ms']:.3f})  {_megabytes(memory)}"
+    )
 
 
 def _megabytes(value: float | None) -> str:

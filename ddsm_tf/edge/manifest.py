@@ -46,6 +46,7 @@ MAX_MANIFEST_BYTES = 8 * 2**20
 MAX_WIDTHS = 64
 MAX_IMAGE_VALUES = 2**24
 MAX_NOTES = 64
+MAX_TEXT = 200
 NO_DIGEST = "0" * 64
 
 _KEYS = {"image_shape", "value_range", "quantize", "batch", "noise_table", "schedule", "schedules"}
@@ -191,7 +192,7 @@ def _manifest(fields: Mapping[str, Any]) -> Manifest:
         schedules=_schedules(fields["schedule"], fields["schedules"]),
         files=files,
         networks=_networks(fields["networks"], widths, files),
-        provenance=_provenance(fields["provenance"]),
+        provenance=check_provenance(fields["provenance"]),
     )
     for schedule in manifest.schedules.values():
         schedule.check_model(manifest.networks, manifest.noise_table.train_timesteps)
@@ -289,7 +290,8 @@ def _noise_table(value: Any) -> NoiseTable:
     return table
 
 
-def _provenance(value: Any) -> dict[str, str | int | float]:
+def check_provenance(value: Any) -> dict[str, str | int | float]:
+    """Notes of a manifest, if they are few, short and printable; else `InputError`."""
     if not isinstance(value, Mapping) or len(value) > MAX_NOTES:
         raise InputError(f"`provenance` must be an object with at most {MAX_NOTES} entries")
     return {_text("provenance", key): _note(key, entry) for key, entry in value.items()}
@@ -305,8 +307,9 @@ def _note(key: str, value: Any) -> str | int | float:
 
 def _text(argument: str, value: Any) -> str:
     # Printable: a text from a stranger's file ends up on a terminal.
-    if not isinstance(value, str) or len(value) > 200 or not value.isprintable():
-        raise invalid(argument, value, "must be a printable text of at most 200 characters")
+    if not isinstance(value, str) or len(value) > MAX_TEXT or not value.isprintable():
+        rule = f"must be a printable text of at most {MAX_TEXT} characters"
+        raise invalid(argument, value, rule)
     return value
 
 

@@ -19,17 +19,17 @@ from ddsm_tf.labels import no_class
 
 def peak_memory(
     bundle: Bundle,
-    widths: Sequence[float],
+    stages: Sequence[float | None],
     *,
     batch: int = 1,
     threads: int | None = None,
     max_resident: int | None = None,
 ) -> float | None:
-    """Run a step at each of the widths in a fresh process; returns its peak memory.
+    """Run stages of sampling in a fresh process; returns its peak memory.
 
     Args:
         bundle: what to load.
-        widths: of the steps, in this order.
+        stages: in this order; a width stands for a step at it, None for decoding latents.
         batch: images a step.
         threads: CPU threads of the interpreter.
         max_resident: see `EdgeSampler`.
@@ -41,7 +41,7 @@ def peak_memory(
     Raises:
         ForeseenFailure: the process failed or was killed, for lack of memory perhaps.
     """
-    order = [str(bundle.folder), list(widths), batch, threads, max_resident]
+    order = [str(bundle.folder), list(stages), batch, threads, max_resident]
     # -P: a module that lies beside a stranger's bundle must not be imported.
     command = [sys.executable, "-P", "-m", "ddsm_tf.edge.memory", json.dumps(order)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -72,13 +72,16 @@ def process_peak() -> float | None:
 
 
 def _main(order: str) -> None:
-    folder, widths, batch, threads, max_resident = json.loads(order)
+    folder, stages, batch, threads, max_resident = json.loads(order)
     bundle = Bundle.load(folder)
     sampler = EdgeSampler(bundle, threads, max_resident)
     x = np.zeros((batch, *bundle.image_shape), np.float32)
     labels = no_class(bundle.num_classes, batch) if bundle.num_classes else None
-    for width in widths:
-        sampler.denoise(x, 0, width, labels)
+    for width in stages:
+        if width is None:
+            sampler.decode(x)
+        else:
+            sampler.denoise(x, 0, width, labels)
     print(json.dumps(process_peak()))
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +16,7 @@ from ddsm_tf.sampling import clip_to_range, sample_images
 from ddsm_tf.schedule import StepSchedule
 
 DEFAULT_BATCH = 16
+DECODER = "decoder"
 
 
 class EdgeSampler:
@@ -22,9 +25,9 @@ class EdgeSampler:
     Args:
         bundle: what `Bundle.load` gave.
         threads: CPU threads of the interpreter; None leaves it to LiteRT.
-        max_resident: networks to keep in memory; None keeps all that were needed. With fewer than a
-            schedule has widths, the one not used for longest goes before another comes, and is
-            loaded again at its next step.
+        max_resident: networks to keep in memory, where the decoder of latents counts as one; None
+            keeps all that were needed. With fewer than sampling needs, the one not used for longest
+            goes before another comes, and is loaded again at its next step.
 
     Raises:
         InputError: an argument is below 1.
@@ -47,8 +50,8 @@ class EdgeSampler:
         self.bundle = bundle
         self.threads = threads
         self.max_resident = max_resident
-        self._networks: OrderedDict[float, Network] = OrderedDict()
-        self._decoder: Decoder | None = None
+        # By width, the decoder under `DECODER`; the one used last at the end.
+        self._loaded: OrderedDict[float | str, Network | Decoder] = OrderedDict()
 
     def denoise(
         self,
@@ -72,38 +75,43 @@ class EdgeSampler:
         Raises:
             InputError: the bundle has no decoder, or its file is none.
         """
-        bundle, stored = self.bundle, self.bundle.decoder
-        if stored is None:
+        if self.bundle.decoder is None:
             raise invalid("decoder", None, "is not in the bundle; its networks denoise images")
-        if self._decoder is None:
-            content = stored.file.read(bundle.folder)
-            shapes = bundle.image_shape, stored.image_shape
-            self._decoder = Decoder(content, stored.file.name, *shapes, self.threads, bundle.batch)
-        return self._decoder(latents)
+        return self._resident(DECODER, self._load_decoder)(latents)
 
     @property
     def resident(self) -> tuple[float, ...]:
         """The widths whose networks are in memory, the one used last at the end."""
-        return tuple(self._networks)
+        return tuple(key for key in self._loaded if key != DECODER)
 
     def network(self, width: float) -> Network:
         """The network of a width, loaded if it is not in memory."""
-        if width not in self._networks:
-            if width not in self.bundle.networks:
-                rule = f"is not in the bundle; it has {list(self.bundle.widths)}"
-                raise invalid("width", width, rule)
+        if width not in self.bundle.networks:
+            rule = f"is not in the bundle; it has {list(self.bundle.widths)}"
+            raise invalid("width", width, rule)
+        return self._resident(width, partial(self._load, width))
+
+    def _resident(self, key: float | str, load: Callable[[], Any]) -> Any:
+        """What is loaded under a key, loaded now if it is not in memory."""
+        if key not in self._loaded:
             # Before the new one comes, so that memory never has to hold one more.
-            while self.max_resident and len(self._networks) >= self.max_resident:
-                self._networks.popitem(last=False)
-            self._networks[width] = self._load(width)
-        self._networks.move_to_end(width)
-        return self._networks[width]
+            while self.max_resident and len(self._loaded) >= self.max_resident:
+                self._loaded.popitem(last=False)
+            self._loaded[key] = load()
+        self._loaded.move_to_end(key)
+        return self._loaded[key]
 
     def _load(self, width: float) -> Network:
         bundle, name = self.bundle, self.bundle.networks[width].file.name
         content = bundle.tflite(width)
         shape, classes = bundle.image_shape, bundle.num_classes
         return Network(content, name, shape, self.threads, bundle.batch, classes)
+
+    def _load_decoder(self) -> Decoder:
+        bundle, stored = self.bundle, self.bundle.decoder
+        content = stored.file.read(bundle.folder)
+        shapes = bundle.image_shape, stored.image_shape
+        return Decoder(content, stored.file.name, *shapes, self.threads, bundle.batch)
 
     @property
     def default_batch(self) -> int:

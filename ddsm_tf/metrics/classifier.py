@@ -202,8 +202,11 @@ def _rotated(images: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     if images.shape[1] != images.shape[2]:
         raise invalid("images", images.shape, "must be square where there are no labels")
     some = np.random.default_rng([seed, 2]).permutation(len(images))[:ROTATED_IMAGES]
-    turned = [np.rot90(images[some], turns, axes=(1, 2)) for turns in range(4)]
-    return np.concatenate(turned), np.repeat(np.arange(4), len(some))
+    some = np.asarray(images[some])
+    turned = np.empty((4, *some.shape), some.dtype)
+    for turns in range(4):
+        turned[turns] = np.rot90(some, turns, axes=(1, 2))
+    return turned.reshape(-1, *some.shape[1:]), np.repeat(np.arange(4), len(some))
 
 
 def _stepper(on_step: Callable[[int], None] | None) -> Callable:

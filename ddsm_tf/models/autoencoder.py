@@ -18,6 +18,7 @@ from ddsm_tf.models.layers import (
     SlimmableConv2D,
     SlimmableGroupNorm,
 )
+from ddsm_tf.models.unet import check_multipliers
 
 GROUP_SIZE = 4
 # Of log σ²: a standard deviation from e⁻¹⁵ to e¹⁰ (as Rombach et al. cut it).
@@ -103,6 +104,7 @@ class KLAutoencoder(AveragedWeights, keras.Model):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        channel_multipliers = check_multipliers(channel_multipliers)
         factor = 2 ** (len(channel_multipliers) - 1)
         if image_size < factor or image_size % factor:
             raise invalid("image_size", image_size, f"must be divisible by {factor}")
@@ -115,7 +117,7 @@ class KLAutoencoder(AveragedWeights, keras.Model):
             raise invalid("kl_weight", kl_weight, "must be 0 or more")
         self.image_size, self.channels = image_size, channels
         self.latent_channels, self.base_channels = latent_channels, base_channels
-        self.channel_multipliers = tuple(channel_multipliers)
+        self.channel_multipliers = channel_multipliers
         self.blocks_per_level, self.kl_weight, self.seed = blocks_per_level, kl_weight, seed
         self.seed_generator = keras.random.SeedGenerator(seed % 2**32)  # all that JAX takes
         self._make_layers()

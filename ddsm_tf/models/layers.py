@@ -268,10 +268,13 @@ class SlimmableGroupNorm(SlimmableLayer):
             return ops.matmul(ops.matmul(per_channel, to_groups), to_channels)
 
         wide = ops.cast(x, "float32")
-        mean = group_mean(ops.mean(wide, axis=(1, 2)))
+        means = ops.mean(wide, axis=(1, 2))
         # E[x²] - E[x]² reads the features once; rounding may take it just below zero.
-        variance = group_mean(ops.mean(ops.square(wide), axis=(1, 2))) - ops.square(mean)
-        scale = gamma * ops.rsqrt(ops.maximum(variance, 0.0) + self.epsilon)
+        variances = ops.mean(ops.square(wide), axis=(1, 2)) - ops.square(means)
+        mean = group_mean(means)
+        # The products may be rounded to ten bits on a GPU, so what they sum must be small already.
+        spread = ops.maximum(variances, 0.0) + ops.square(means - mean)
+        scale = gamma * ops.rsqrt(group_mean(spread) + self.epsilon)
         shift = beta - mean * scale
         return ops.cast(wide * over_pixels(scale) + over_pixels(shift), self.compute_dtype)
 

@@ -91,7 +91,7 @@ class SlimmableUNet(keras.Model):
         super().__init__(**kwargs)
         # Keras would round float timesteps to half precision, where 501 and 500 are the same.
         self.autocast = False
-        self.channel_multipliers = _check_multipliers(channel_multipliers)
+        self.channel_multipliers = check_multipliers(channel_multipliers)
         self.image_size = _check_image_size(image_size, len(self.channel_multipliers))
         self.channels = _check_integer("channels", channels, 1, 4)
         self.base_channels = _check_integer("base_channels", base_channels, 4, 4096)
@@ -318,7 +318,7 @@ def _check_image_size(image_size: Any, levels: int) -> tuple[int, int]:
     return int(sides[0]), int(sides[1])
 
 
-def _check_multipliers(multipliers: Sequence[float]) -> tuple[float, ...]:
+def check_multipliers(multipliers: Sequence[float]) -> tuple[float, ...]:
     multipliers = _check_numbers("channel_multipliers", multipliers)
     if not multipliers or any(multiplier <= 0 for multiplier in multipliers):
         raise invalid("channel_multipliers", multipliers, "must be one or more positive numbers")

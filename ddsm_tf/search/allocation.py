@@ -21,6 +21,7 @@ def allocate(
     cost: Sequence[float],
     budget: float,
     *,
+    calls: Sequence[int] | None = None,
     switch_penalty: float = 0.0,
     min_run: int = 1,
 ) -> tuple[int, ...]:
@@ -28,8 +29,9 @@ def allocate(
 
     Args:
         effect: float (W, K), harm of width w at step k; a row a width, widest first.
-        cost: (W,), cost of a step at each width.
+        cost: (W,), cost of a call at each width.
         budget: share of the cost of K steps at the widest width, in (0, 1].
+        calls: (K,), calls of each step; one if left out.
         switch_penalty: harm added for each change of width.
         min_run: fewest steps at one width before it may change.
 
@@ -42,20 +44,22 @@ def allocate(
         InputError: shapes do not fit, or an argument leaves its range.
     """
     effect, cost = np.asarray(effect, float), np.asarray(cost, float)
-    _check(effect, cost, budget, switch_penalty, min_run)
+    calls = np.ones(effect.shape[-1]) if calls is None else np.asarray(calls, float)
+    _check(effect, cost, budget, calls, switch_penalty, min_run)
+    costs = np.outer(cost, calls)
     # What no choice can avoid changes nothing and would drown small differences in rounding.
     effect = effect - effect.min(axis=0)
-    limit = budget * effect.shape[1] * cost[0]
+    limit = budget * costs[0].sum()
     tolerance = 1e-9 * limit
 
     def solve(multiplier: float) -> tuple[int, ...]:
-        harm = effect + multiplier * cost[:, None]
+        harm = effect + multiplier * costs
         if switch_penalty == 0.0 and min_run == 1:
             return tuple(map(int, harm.argmin(axis=0)))
         return _shortest_path(harm, switch_penalty, min(min_run, effect.shape[1]))
 
     def is_within(choice: tuple[int, ...]) -> bool:
-        return cost[list(choice)].sum() <= limit + tolerance
+        return costs[list(choice), np.arange(len(choice))].sum() <= limit + tolerance
 
     best = solve(0.0)
     if is_within(best):
@@ -119,7 +123,12 @@ def _trace_back(came_from: np.ndarray, width: int) -> tuple[int, ...]:
 
 
 def _check(
-    effect: np.ndarray, cost: np.ndarray, budget: float, switch_penalty: float, min_run: int
+    effect: np.ndarray,
+    cost: np.ndarray,
+    budget: float,
+    calls: np.ndarray,
+    switch_penalty: float,
+    min_run: int,
 ) -> None:
     if effect.ndim != 2 or 0 in effect.shape or cost.shape != effect.shape[:1]:
         rule = f"must have the shape (widths, steps), with {cost.size} widths as `cost` has"
@@ -128,6 +137,9 @@ def _check(
         raise invalid("effect", f"shape {effect.shape}", "must be finite")
     if not (np.isfinite(cost) & (cost >= 0)).all():
         raise invalid("cost", cost.tolist(), "must be finite numbers of 0 or more")
+    if calls.shape != effect.shape[1:] or not (np.isfinite(calls) & (calls >= 1)).all():
+        rule = f"must be {effect.shape[1]} numbers of 1 or more, one for each step"
+        raise invalid("calls", calls.tolist(), rule)
     if not 0.0 < budget <= 1.0:
         raise invalid("budget", budget, "must lie in (0, 1]")
     if not 0.0 <= switch_penalty < np.inf:

@@ -36,18 +36,21 @@ def hypervolume_share(entries: Sequence[Entry], reference: np.ndarray) -> float:
     return hypervolume(points(entries), reference) / float(np.prod(reference))
 
 
-def hypervolume_curve(entries: Sequence[Entry], reference: np.ndarray) -> list[dict[str, float]]:
+def hypervolume_curve(
+    entries: Sequence[Entry], reference: np.ndarray, spent_before: float = 0.0
+) -> list[dict[str, float]]:
     """`hypervolume` after some numbers of `trials`, and the `full_calls` spent by then.
 
     Args:
         entries: the trials of one method, in order.
         reference: see `hypervolume_reference`.
+        spent_before: calls at full width before the first trial, such as the importance table's.
     """
     counts = sorted({count for count in COUNTS if count < len(entries)} | {len(entries)})
     return [
         {
             "trials": count,
-            "full_calls": sum(map(all_calls, entries[:count])),
+            "full_calls": spent_before + sum(map(all_calls, entries[:count])),
             "hypervolume": hypervolume_share(entries[:count], reference),
         }
         for count in counts
@@ -55,10 +58,10 @@ def hypervolume_curve(entries: Sequence[Entry], reference: np.ndarray) -> list[d
 
 
 def hypervolume_at_calls(
-    entries: Sequence[Entry], reference: np.ndarray, full_calls: float
+    entries: Sequence[Entry], reference: np.ndarray, full_calls: float, spent_before: float = 0.0
 ) -> float:
-    """Hypervolume of the first trials that together cost at most `full_calls`."""
-    spent = np.cumsum([all_calls(entry) for entry in entries])
+    """Hypervolume of the first trials that, with what came before, cost at most `full_calls`."""
+    spent = spent_before + np.cumsum([all_calls(entry) for entry in entries])
     count = int(np.searchsorted(spent, full_calls * (1 + 1e-9), side="right"))
     return hypervolume_share(entries[:count], reference) if count else 0.0
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import keras_tuner
 from keras_tuner.engine import trial as trial_module
 
-from ddsm_tf.errors import invalid
+from ddsm_tf.errors import InputError, invalid
 from ddsm_tf.files import read_json, write_json
 from ddsm_tf.schedule import StepSchedule
 from ddsm_tf.search.generations import Objectives
@@ -232,24 +232,50 @@ class ScheduleOracle(keras_tuner.Oracle):
         write_json(Path(self._get_trial_dir(trial.trial_id)) / "trial.json", trial.get_state())
 
     def reload(self) -> None:
-        """Rebuild everything from the trials' files; unfinished trials are run again.
+        """Rebuild everything from the trials' files; unfinished and deleted trials are run again.
 
         `oracle.json` is older than the last trial's file if the kill came between the two, and
         Keras Tuner would then repeat that trial.
         """
         for file in sorted(Path(self._project_dir).glob("trial_*/trial.json")):
-            state = read_json(file, argument="trial")
-            try:
-                trial = trial_module.Trial.from_state(state)
-                self.genome(trial)
-            except (KeyError, TypeError, AttributeError) as error:
-                raise invalid("trial", str(file), f"is broken: {error!r}") from error
+            trial = self._read_trial(file)
             self.trials[trial.trial_id] = trial
+        self._fill_gaps()
         self.start_order = sorted(self.trials, key=int)
         self.end_order = [trial.trial_id for trial in self.completed()]
         self._retry_queue = [
             name for name in reversed(self.start_order) if name not in self.end_order
         ]
+
+    def _read_trial(self, file: Path) -> trial_module.Trial:
+        try:
+            trial = trial_module.Trial.from_state(read_json(file, argument="trial"))
+            self.genome(trial)
+        except (InputError, KeyError, TypeError, AttributeError) as error:
+            rule = f"is broken ({error}); delete {file.parent}, and it is run again"
+            raise invalid("trial", str(file), rule) from error
+        return trial
+
+    def _fill_gaps(self) -> None:
+        """Give numbers that are missing among the trials to what the proposer misses.
+
+        Keras Tuner numbers a new trial by their count, so it would write over a later one.
+        """
+        numbers = {int(name) for name in self.trials}
+        missing = sorted(set(range(max(numbers, default=-1))) - numbers)
+        pending = self.proposer.pending(self.results()) if missing else []
+        known = {self.genome(trial) for trial in self.trials.values()}
+        pending = [genome for genome in pending if genome not in known]
+        if len(pending) < len(missing):
+            rule = f"lacks trial {missing[0]}, on which later ones depend; delete it to start anew"
+            raise invalid("search", str(self._project_dir), rule)
+        for number, genome in zip(missing, pending, strict=False):
+            trial_id = f"{number:0{len(str(self.max_trials))}d}"
+            hyperparameters = self.hyperparameters.copy()
+            hyperparameters.values = {PARAMETER: self.proposer.space.to_text(genome)}
+            self.trials[trial_id] = trial_module.Trial(
+                hyperparameters=hyperparameters, trial_id=trial_id, status=_Status.RUNNING
+            )
 
 
 def _objectives(trial: trial_module.Trial) -> Objectives:

@@ -302,8 +302,9 @@ def _best_within(
         cheapest = min(entry["cost"] for entry in entries) / full_cost
         raise invalid("budget", budget, f"is below the cheapest schedule's share ({cheapest:.3g})")
     affordable.sort(key=lambda entry: entry["distance"])
-    schedules = [StepSchedule.from_dict(entry["schedule"]) for entry in affordable]
-    found = [confirm(schedule) for schedule in schedules[: MAX_CANDIDATES // 2]]
+    # Several methods may have tried the same schedule.
+    schedules = dict.fromkeys(StepSchedule.from_dict(entry["schedule"]) for entry in affordable)
+    found = [confirm(schedule) for schedule in list(schedules)[: MAX_CANDIDATES // 2]]
     return min(found, key=lambda confirmation: confirmation.mean)
 
 

@@ -148,10 +148,7 @@ class ScheduleSpace:
 
     def _calls_of_segments(self) -> np.ndarray:
         """Network calls of each segment; guidance that follows the steps doubles all alike."""
-        calls = np.ones(len(self.steps))
-        if self.steps.sampler == "heun":
-            calls[:-1] = 2.0
-        per_part = np.bincount(self._segment_of_step, calls)
+        per_part = np.bincount(self._segment_of_step, self.steps.calls_of_steps)
         return np.tile(per_part, self.segments // self.parts)
 
     def to_text(self, genome: Genome) -> str:
