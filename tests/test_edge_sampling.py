@@ -49,8 +49,8 @@ def sampler(folder):
 def assert_same_images(found, expected):
     assert found.shape == expected.shape
     apart = np.abs(found.astype(int) - expected.astype(int))
-    # Float32 rounds a pixel in a thousand the other way.
-    assert apart.max() <= 1 and (apart > 0).mean() < 2e-3
+    # Float32 rounds a pixel in a thousand the other way, and one of few.
+    assert apart.max() <= 1 and (apart > 0).sum() <= 1 + 1e-3 * apart.size
     assert expected.std() > 10
 
 

@@ -180,7 +180,7 @@ def test_a_worker_takes_the_steps_it_was_told_before_the_chief_has_written_them(
 
 def test_a_refused_command_does_not_stand_in_the_way_of_the_corrected_one(tmp_path, run_here):
     run = tmp_path / "run"
-    for wrong in (["--data", f"npz:{tmp_path}/typo.npz"], ["--set", "image_size=7"]):
+    for wrong in (["--data", f"npz:{tmp_path}/typo.npz"], ["--set", "widths=1,0.99"]):
         assert run_here(*train_arguments(run, *wrong, steps=1)).returncode == 2
         assert not run.exists()
     run.mkdir()
