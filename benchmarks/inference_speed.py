@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import functools
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import ceilings
@@ -23,7 +22,7 @@ import numpy as np
 from measuring import Stages, results_file, spread, take_turns
 from names import KERAS
 from networks import random_weights
-from runtimes import OURS, PEERS, Denoise, Runtimes
+from runtimes import OURS, PEERS, Denoise, Runtimes, add_options
 
 from ddsm_tf.cost import macs_per_width
 from ddsm_tf.latency import limit_tensorflow
@@ -37,19 +36,10 @@ TIMESTEP = 500
 def main() -> None:
     """Run the measurements that the file lacks."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("-o", "--out", type=Path, required=True)
-    parser.add_argument("--preset", default="cifar10", help="its architecture (cifar10)")
     parser.add_argument("--batches", type=int, nargs="+", default=(1, 8, 16))
     parser.add_argument("--rounds", type=int, nargs="+", default=(20, 10, 8), help="of each batch")
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runtimes", nargs="+", choices=OURS + PEERS, default=OURS + PEERS)
-    parser.add_argument("--name", help="of the machine, if it gets a file of its own")
-    parser.add_argument(
-        "--work",
-        type=Path,
-        default=Path("runs/speed"),
-        help="keeps exports; delete it when the model changes",
-    )
+    add_options(parser)
     options = parser.parse_args()
     limit_tensorflow(options.threads)
     stages = Stages(results_file(options.out, "inference_speed", options.name), LIBRARIES)

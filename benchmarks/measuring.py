@@ -105,8 +105,9 @@ class Stages:
         Raises:
             InputError: the file has stages that were measured otherwise.
         """
-        kept = self.measure(name, lambda: json.loads(json.dumps(settings)))
-        for key, value in json.loads(json.dumps(settings)).items():
+        settings = json.loads(json.dumps(settings))
+        kept = self.measure(name, lambda: settings)
+        for key, value in settings.items():
             if kept.get(key) != value:
                 rule = f"is {kept.get(key)!r} in {self.path}; write to another folder or --name"
                 raise invalid(key, value, rule)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,20 @@ Denoise = Callable[[np.ndarray, Any, float], np.ndarray]
 OURS = (KERAS, SAVEDMODEL, LITERT, LITERT_INT8)
 PEERS = (TORCH, TORCH_COMPILED)
 QUANTIZE = {LITERT: "none", LITERT_INT8: "dynamic"}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of every program that times runtimes."""
+    parser.add_argument("-o", "--out", type=Path, required=True)
+    parser.add_argument("--preset", default="cifar10", help="its architecture (cifar10)")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--name", help="of the machine, if it gets a file of its own")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("runs/speed"),
+        help="keeps exports; delete it when the model changes",
+    )
 
 
 class Runtimes:
@@ -116,9 +131,10 @@ def torch_denoiser(unet: Any, threads: int, *, compiled: bool) -> Denoise:
     from torch_unet import TorchUNet
 
     torch.set_num_threads(threads)
-    # Of what was compiled for other sizes; past its limit it would quietly run eagerly.
-    torch._dynamo.reset()
-    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    if compiled:
+        # Of what was compiled for other sizes; past its limit it would quietly run eagerly.
+        torch._dynamo.reset()
+        torch._dynamo.config.fail_on_recompile_limit_hit = True
     networks = {}
     for width in unet.widths:
         # Channels last, as NumPy has them: PyTorch's faster layout here (7 to 12 % at full width).

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ from names import (
     TORCH,
 )
 from networks import paper_schedule, random_weights
-from runtimes import Runtimes
+from runtimes import Runtimes, add_options
 
 from ddsm_tf.cost import cost_fraction, macs_per_width
 from ddsm_tf.edge.benchmark import shortened
@@ -46,19 +45,10 @@ RUNTIMES = (KERAS, SAMPLER, LITERT, LITERT_INT8, TORCH)
 def main() -> None:
     """Run the measurements that the file lacks."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("-o", "--out", type=Path, required=True)
-    parser.add_argument("--preset", default="cifar10", help="its architecture (cifar10)")
     parser.add_argument("--batches", type=int, nargs="+", default=(1, 8))
     parser.add_argument("--rounds", type=int, nargs="+", default=(9, 5), help="of each batch")
     parser.add_argument("--steps", type=int, default=18, help="of a shortened trajectory")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--name", help="of the machine, if it gets a file of its own")
-    parser.add_argument(
-        "--work",
-        type=Path,
-        default=Path("runs/speed"),
-        help="keeps exports; delete it when the model changes",
-    )
+    add_options(parser)
     options = parser.parse_args()
     limit_tensorflow(options.threads)
     stages = Stages(results_file(options.out, "trajectory_speed", options.name), LIBRARIES)

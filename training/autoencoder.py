@@ -18,7 +18,7 @@ from ddsm_tf.training.callbacks import StepCallback
 from ddsm_tf.training.config import AutoencoderConfig
 from ddsm_tf.training.data import ImageSet, load_images, split_images
 from ddsm_tf.training.pipeline import training_pipeline
-from ddsm_tf.training.run import RunFolder
+from ddsm_tf.training.run_folder import RunFolder
 from ddsm_tf.training.train import (
     fit_with_checkpoints,
     make_optimizer,

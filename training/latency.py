@@ -19,7 +19,7 @@ from ddsm_tf.edge import Bundle, EdgeSampler
 from ddsm_tf.edge.benchmark import benchmark as benchmark_litert
 from ddsm_tf.errors import invalid
 from ddsm_tf.export import export
-from ddsm_tf.export.requirements import check_backend, check_requirements
+from ddsm_tf.export.requirements import check_requirements
 from ddsm_tf.files import write_json
 from ddsm_tf.labels import no_class
 from ddsm_tf.latency import WARM_UP, Denoise, latency_content, limit_tensorflow, time_widths
@@ -85,9 +85,7 @@ def _check(out: str | os.PathLike, runtime: str, quantize: str, overwrite: bool)
         raise invalid("runtime", runtime, f"must be one of {', '.join(RUNTIMES)}")
     if quantize != "none" and runtime != "litert":
         raise invalid("quantize", quantize, f"is for litert; {runtime} is not quantised")
-    check_backend()
-    if runtime == "litert":
-        check_requirements("bundle")
+    check_requirements("bundle" if runtime == "litert" else "savedmodel")
     if Path(out).is_dir():
         raise invalid("out", str(out), "is a folder; name a file")
     if Path(out).exists() and not overwrite:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from ddsm_tf.noise import NoiseTable
 from ddsm_tf.schedule import StepSchedule
 from ddsm_tf.search.importance import ImportanceTable
+from ddsm_tf.search.pareto import full_width_entry
 
 SIZE = (6.4, 3.6)
 OTHER_SCHEDULES = 3
@@ -112,7 +113,7 @@ def pareto_plot(
     """
     key, label = COSTS[result["cost"]]
     figure, axes = _new(label, result["distance_name"])
-    full = next(entry for entry in entries if entry.get("baseline") == "full")
+    full = full_width_entry(entries)
 
     def draw(some: Sequence[dict[str, Any]], *style: str, **options: Any) -> None:
         fractions = [entry[key] / full[key] for entry in some]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any
 
 import numpy as np
 
@@ -19,62 +18,7 @@ from ddsm_tf.timesteps import spaced_timesteps
 from ddsm_tf.training.checkpoints import Checkpoints
 from ddsm_tf.training.config import AutoencoderConfig, RunConfig
 from ddsm_tf.training.data import ImageSet, check_classes, load_images, split_images
-from ddsm_tf.training.flat_config import FlatConfig
-
-# What a run folder keeps of its data, named by what it was made of: any run may find it there.
-CACHES = ("cache", "latents")
-
-
-class RunFolder:
-    """A folder with a configuration, checkpoints, weights and logs.
-
-    Attributes:
-        path: the folder.
-        config: its `config.json`.
-    """
-
-    Config: ClassVar[type[FlatConfig]]
-    command: ClassVar[str]
-
-    def __init__(self, path: Path, config: Any) -> None:
-        self.path = path
-        self.config = config
-
-    @classmethod
-    def create(cls, path: str | os.PathLike, config: Any) -> Self:
-        """Start a run in a folder that is new, empty, or holds nothing but `CACHES`.
-
-        Raises:
-            InputError: the folder holds something already, or is a file.
-        """
-        path = Path(path)
-        if path.exists() and not path.is_dir():
-            raise invalid("--out", str(path), "is a file; name a folder")
-        if path.is_dir() and not holds_no_run(path):
-            is_run = (path / "config.json").exists()
-            remedy = "pass --resume to go on with it" if is_run else "choose a new or empty folder"
-            raise invalid("--out", str(path), f"exists and is not empty; {remedy}")
-        path.mkdir(parents=True, exist_ok=True)
-        config.save(path / "config.json")
-        return cls(path, config)
-
-    @classmethod
-    def open(cls, path: str | os.PathLike) -> Self:
-        """Open an existing run.
-
-        Raises:
-            InputError: `path` is no run folder, or its configuration is broken.
-        """
-        path = Path(path)
-        if not (path / "config.json").is_file():
-            rule = f"is no run folder (no config.json); see `{cls.command}`"
-            raise invalid("RUN", str(path), rule)
-        return cls(path, cls.Config.load(path / "config.json"))
-
-    @property
-    def checkpoints(self) -> Checkpoints:
-        """The states of its training."""
-        return Checkpoints(self.path / "checkpoints")
+from ddsm_tf.training.run_folder import RunFolder
 
 
 class Run(RunFolder):
@@ -362,23 +306,10 @@ class Run(RunFolder):
         pareto = self.search_path / "pareto.json"
         searched = pareto.exists() and self.schedule_path.exists()
         if searched and schedule == StepSchedule.load(self.schedule_path):
-            return _full_width_of_search(pareto)
+            from ddsm_tf.search.pareto import full_width_entry, read_pareto
+
+            return StepSchedule.from_dict(full_width_entry(read_pareto(pareto))["schedule"])
         return schedule.at_width(max(self.config.widths))
-
-
-def holds_no_run(path: Path) -> bool:
-    """Whether a folder has room for a run: there is nothing in it that a run would not find."""
-    return all(item.name in CACHES for item in path.iterdir())
-
-
-def _full_width_of_search(path: Path) -> StepSchedule:
-    """The schedule of full width in a `pareto.json`."""
-    from ddsm_tf.search.pareto import read_pareto
-
-    entries = (entry for entry in read_pareto(path) if entry.get("baseline") == "full")
-    for entry in entries:
-        return StepSchedule.from_dict(entry["schedule"])
-    raise invalid("pareto", str(path), "has no entry of full width")
 
 
 def network_of(config: RunConfig) -> Any:

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from ddsm_tf.cost import schedule_cost
 from ddsm_tf.search import comparison
 from ddsm_tf.search.importance import ImportanceTable
-from ddsm_tf.search.pareto import Entry
+from ddsm_tf.search.pareto import Entry, full_width_entry
 from ddsm_tf.search.search import Confirmation, Confirmer
 from ddsm_tf.training.search_problem import SearchProblem
 
@@ -35,9 +36,7 @@ def search_result(
     """
     every = [entry for entries in methods.values() for entry in entries]
     reference = comparison.hypervolume_reference(every)
-    full_cost = next(entry["cost"] for entry in every if entry.get("baseline") == "full")
-    chosen_schedule = chosen.schedule.to_dict()
-    chosen_cost = next(e["cost"] for e in every if e["schedule"] == chosen_schedule)
+    full_cost = full_width_entry(every)["cost"]
     fewest_trials = min(map(len, methods.values()))
     table = importance_calls(problem.importance, problem.macs)
     before = {name: table["full_calls"] if name in WITH_TABLE else 0.0 for name in methods}
@@ -48,6 +47,7 @@ def search_result(
     others = [entry for entry in every if "baseline" in entry]
     spent = {name: _calls(entries) for name, entries in methods.items()}
     spent["confirmation"] = _calls(confirm.measurements)
+    images = problem.run.load_data().images
     return {
         "distance_name": problem.evaluate.distance.name,
         "cost": problem.options.cost.partition(":")[0],
@@ -57,9 +57,11 @@ def search_result(
         "full_spread": full.spread,
         "difference": chosen.difference(full)[0],
         "difference_error": chosen.difference(full)[1],
-        "cheaper_within": comparison.cheaper_within(every, chosen_cost),
-        "floor": _floor(problem, problem.images),
-        "confirm_floor": _floor(problem, confirm.images),
+        "cheaper_within": comparison.cheaper_within(
+            every, schedule_cost(chosen.schedule, problem.cost)
+        ),
+        "floor": _floor(problem, images, problem.images),
+        "confirm_floor": _floor(problem, images, confirm.images),
         "images": problem.images,
         "confirm_images": confirm.images,
         "confirm_seeds": list(confirm.seeds),
@@ -129,12 +131,11 @@ def importance_calls(table: ImportanceTable, macs: Mapping[float, float]) -> dic
     return {"calls": calls, "reused_calls": 0.0, "full_calls": full, "reused_full_calls": 0.0}
 
 
-def _floor(problem: SearchProblem, count: int) -> float:
+def _floor(problem: SearchProblem, images: np.ndarray, count: int) -> float:
     """The distance of so many real images: no schedule can be expected below it with as many.
 
     Drawn with replacement, for the set may be smaller.
     """
-    images = problem.run.load_data().images
     distances = []
     for sample in range(FLOOR_SAMPLES):
         random = np.random.default_rng([problem.options.seed, sample])

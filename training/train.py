@@ -24,7 +24,8 @@ from ddsm_tf.training.data import ImageSet
 from ddsm_tf.training.flat_config import FlatConfig
 from ddsm_tf.training.latents import ADOPTED, adopt_autoencoder
 from ddsm_tf.training.pipeline import training_pipeline
-from ddsm_tf.training.run import CACHES, Run, RunFolder, holds_no_run
+from ddsm_tf.training.run import Run
+from ddsm_tf.training.run_folder import CACHES, RunFolder, holds_no_run
 from ddsm_tf.training.strategy import Placement, restart_after, restarts_left
 
 AnyRun = TypeVar("AnyRun", bound=RunFolder)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ddsm_tf.schedule import StepSchedule
-from ddsm_tf.search.pareto import Entry, hypervolume
+from ddsm_tf.search.pareto import Entry, full_width_entry, hypervolume
 
 # Shares of full width's distance that somebody may be willing to lose.
 TOLERANCES = (0.01, 0.02, 0.05, 0.1, 0.2)
@@ -116,7 +116,7 @@ def cheaper_within(
         `tolerance` and `cost_fraction` of full width's, for each tolerance that allows a cheaper
         trial than the one before. One noise and no confirmation stand behind it.
     """
-    full = next(entry for entry in entries if entry.get("baseline") == "full")
+    full = full_width_entry(entries)
     found, cheapest = [], chosen_cost
     for tolerance in tolerances:
         limit = (1.0 + tolerance) * full["distance"]

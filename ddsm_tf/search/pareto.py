@@ -115,6 +115,18 @@ def pareto_entries(entries: Sequence[Entry], cost: str = "macs") -> list[Entry]:
     return sorted(unique, key=lambda entry: (entry[cost], entry["distance"]))
 
 
+def full_width_entry(entries: Sequence[Entry]) -> Entry:
+    """The baseline that all others are compared with: every step at full width.
+
+    Raises:
+        InputError: it is not there.
+    """
+    for entry in entries:
+        if entry.get("baseline") == "full":
+            return entry
+    raise InputError("pareto: has no entry of full width; search again")
+
+
 def write_pareto(path: str | os.PathLike, entries: Sequence[Entry]) -> None:
     """Write `pareto.json`, atomically."""
     write_json(path, list(entries))

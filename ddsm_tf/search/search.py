@@ -15,7 +15,7 @@ from ddsm_tf.files import read_json, write_json
 from ddsm_tf.schedule import StepSchedule
 from ddsm_tf.search.evaluation import ScheduleEvaluator
 from ddsm_tf.search.oracle import ScheduleOracle
-from ddsm_tf.search.pareto import Entry
+from ddsm_tf.search.pareto import Entry, full_width_entry
 from ddsm_tf.search.space import Genome, ScheduleSpace
 from ddsm_tf.search.tuner import ScheduleTuner
 
@@ -230,7 +230,7 @@ def choose(
     Raises:
         InputError: no schedule holds to `budget` or `max_distance`.
     """
-    full_entry = next(entry for entry in entries if entry.get("baseline") == "full")
+    full_entry = full_width_entry(entries)
     full = confirm(StepSchedule.from_dict(full_entry["schedule"]))
     if budget is not None:
         return full, _best_within(entries, confirm, budget, full_entry["cost"])
