@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-KERAS, SAVEDMODEL, SAMPLER = "Keras graph", "SavedModel", "SavedModel sampler"
+KERAS, KERAS_XLA = "Keras graph", "Keras graph XLA"
+SAVEDMODEL, SAVEDMODEL_XLA = "SavedModel", "SavedModel XLA"
+SAMPLER, SAMPLER_XLA = "SavedModel sampler", "SavedModel sampler XLA"
 LITERT, LITERT_INT8 = "LiteRT float32", "LiteRT dynamic int8"
 TORCH, TORCH_COMPILED = "PyTorch eager", "PyTorch compiled"
 

@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from names import KERAS, LITERT, LITERT_INT8, SAVEDMODEL, TORCH, TORCH_COMPILED
+from names import (
+    KERAS,
+    KERAS_XLA,
+    LITERT,
+    LITERT_INT8,
+    SAVEDMODEL,
+    SAVEDMODEL_XLA,
+    TORCH,
+    TORCH_COMPILED,
+)
 
 from ddsm_tf.console import without_stderr
 from ddsm_tf.edge.network import Network
@@ -20,7 +29,7 @@ from ddsm_tf.serving.inputs import schedule_inputs
 
 Denoise = Callable[[np.ndarray, Any, float], np.ndarray]
 
-OURS = (KERAS, SAVEDMODEL, LITERT, LITERT_INT8)
+OURS = (KERAS, KERAS_XLA, SAVEDMODEL, SAVEDMODEL_XLA, LITERT, LITERT_INT8)
 PEERS = (TORCH, TORCH_COMPILED)
 QUANTIZE = {LITERT: "none", LITERT_INT8: "dynamic"}
 
@@ -60,32 +69,35 @@ class Runtimes:
         return {name: self._make(name, batch) for name in names}
 
     def _make(self, name: str, batch: int) -> Denoise:
-        if name == KERAS:
-            return CompiledDenoiser(self.unet)
-        if name == SAVEDMODEL:
-            return self._savedmodel()
+        if name in (KERAS, KERAS_XLA):
+            return CompiledDenoiser(self.unet, xla=name == KERAS_XLA)
+        if name in (SAVEDMODEL, SAVEDMODEL_XLA):
+            return self._savedmodel(xla=name == SAVEDMODEL_XLA)
         if name in QUANTIZE:
             return self._litert(QUANTIZE[name], batch)
         return torch_denoiser(self.unet, self.threads, compiled=name == TORCH_COMPILED)
 
-    def _savedmodel(self) -> Denoise:
+    def _savedmodel(self, *, xla: bool) -> Denoise:
         from ddsm_tf.export.savedmodel import SavedModelDenoiser, write_savedmodels
 
-        folder = self.folder / "savedmodel"
+        folder = self.folder / ("savedmodel_xla" if xla else "savedmodel")
         if not folder.exists():
-            without_stderr(lambda: write_savedmodels(self.unet, folder))
+            without_stderr(lambda: write_savedmodels(self.unet, folder, xla=xla))
         return SavedModelDenoiser(folder)
 
-    def savedmodel_sampler(self, batch: int) -> Callable[[StepSchedule], np.ndarray]:
+    def savedmodel_sampler(
+        self, batch: int, *, xla: bool = False
+    ) -> Callable[[StepSchedule], np.ndarray]:
         """Samples a batch of images in one call of the sampler SavedModel."""
         import tensorflow as tf
 
         from ddsm_tf.export.savedmodel import write_sampler
 
-        folder = self.folder / "sampler"
+        folder = self.folder / ("sampler_xla" if xla else "sampler")
         if not folder.exists():
             full = StepSchedule((0,), (1.0,))
-            without_stderr(lambda: write_sampler(self.unet, self.noise_table, full, folder))
+            arguments = self.unet, self.noise_table, full, folder
+            without_stderr(lambda: write_sampler(*arguments, xla=xla))
         signature = tf.saved_model.load(str(folder)).signatures["sample_schedule"]
 
         def sample(schedule: StepSchedule) -> np.ndarray:

@@ -18,7 +18,7 @@ def inference(content: Mapping[str, Any]) -> Iterator[str]:
     network = content["network"]
     macs = {width: float(value) for width, value in network["macs"].items()}
     side, _, channels = network["image_shape"]
-    yield f"## Speed of a step: {instructions(content['provenance'])}"
+    yield f"## Speed of a step of `{network['preset']}`: {instructions(content['provenance'])}"
     yield ""
     yield (
         f"The `{network['preset']}` network ({side}×{side}×{channels}, random weights) on every "

@@ -24,6 +24,7 @@ from names import (
     LITERT,
     LITERT_INT8,
     SAMPLER,
+    SAMPLER_XLA,
     STEP_AWARE,
     TORCH,
 )
@@ -39,7 +40,7 @@ from ddsm_tf.training.presets import get_preset
 from ddsm_tf.training.run import network_of
 
 LIBRARIES = ("tensorflow", "keras", "ai-edge-litert", "torch", "numpy")
-RUNTIMES = (KERAS, SAMPLER, LITERT, LITERT_INT8, TORCH)
+DENOISERS = (KERAS, LITERT, LITERT_INT8, TORCH)
 
 
 def main() -> None:
@@ -100,12 +101,14 @@ class Trajectories:
 
     def samplers(self, batch: int) -> dict[str, Callable[[StepSchedule], np.ndarray]]:
         """Runtime → what samples a batch of images with a schedule."""
-        names = [name for name in RUNTIMES if name != SAMPLER]
         found = {
             name: functools.partial(self._sample, denoise, batch)
-            for name, denoise in self.runtimes.make(names, batch).items()
+            for name, denoise in self.runtimes.make(DENOISERS, batch).items()
         }
-        return found | {SAMPLER: self.runtimes.savedmodel_sampler(batch)}
+        return found | {
+            SAMPLER: self.runtimes.savedmodel_sampler(batch),
+            SAMPLER_XLA: self.runtimes.savedmodel_sampler(batch, xla=True),
+        }
 
     def _sample(self, denoise: Any, batch: int, schedule: StepSchedule) -> np.ndarray:
         table, shape = self.runtimes.noise_table, self.runtimes.unet.image_shape

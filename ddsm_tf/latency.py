@@ -94,6 +94,7 @@ def latency_content(
     threads: int,
     rounds: int,
     quantize: str = "none",
+    xla: bool = False,
     accelerators: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What a latency file says.
@@ -106,6 +107,7 @@ def latency_content(
         threads: CPU threads that the runtime was given.
         rounds: timed steps a width.
         quantize: how the network's weights were quantised.
+        xla: whether XLA compiled the network.
         accelerators: names of the devices beside the CPU that the runtime could use.
     """
     return {
@@ -114,6 +116,7 @@ def latency_content(
         "runtime": runtime,
         "versions": dict(versions),
         "quantize": quantize,
+        "xla": xla,
         "batch": batch,
         "threads": threads,
         "rounds": rounds,

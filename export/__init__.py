@@ -35,6 +35,7 @@ def export(
     *,
     quantize: str = "none",
     batch: int | None = None,
+    xla: bool = False,
     schedules: Mapping[str, StepSchedule] | None = None,
     provenance: Mapping[str, str | int | float] | None = None,
     optimization: Any = None,
@@ -56,6 +57,7 @@ def export(
             calibrated on, together with a bundle's other schedules.
         out: folder to make; it appears whole or not at all.
         quantize, batch: of tflite and bundle; see `ddsm_tf.export.tflite.convert`.
+        xla: of savedmodel; see `ddsm_tf.export.savedmodel.write_savedmodels`.
         schedules: further schedules of a bundle by name; "full", the default one's steps at the
             widest width, is always among them.
         provenance: what a bundle's manifest says of where the weights come from, beside versions
@@ -76,7 +78,7 @@ def export(
         InputError: an argument breaks its rule, or `out` exists and may not be replaced.
         MissingExtraError: see `check_requirements`.
     """
-    _check(kind, quantize, batch, schedules, optimization)
+    _check(kind, quantize, batch, xla, schedules, optimization)
     check_requirements(kind)
     named = _named(schedule, schedules or {}, unet.widths[0])
     for each in named.values():
@@ -92,9 +94,9 @@ def export(
         if kind == "savedmodel":
             from ddsm_tf.export.savedmodel import VERSION, write_sampler, write_savedmodels
 
-            write_savedmodels(unet, folder)
+            write_savedmodels(unet, folder, xla=xla)
             path = folder / "sampler" / VERSION
-            write_sampler(unet, noise_table, schedule, path, autoencoder)
+            write_sampler(unet, noise_table, schedule, path, autoencoder, xla=xla)
             return Path(out)
         if optimization is None:
             from ddsm_tf.export.tflite import write_tflite
@@ -125,7 +127,14 @@ def export(
     return Path(out)
 
 
-def _check(kind: str, quantize: str, batch: int | None, schedules: Any, optimization: Any) -> None:
+def _check(
+    kind: str,
+    quantize: str,
+    batch: int | None,
+    xla: bool,
+    schedules: Any,
+    optimization: Any,
+) -> None:
     if kind not in KINDS:
         raise invalid("kind", kind, f"must be one of {', '.join(KINDS)}")
     if quantize not in QUANTIZE:
@@ -136,6 +145,8 @@ def _check(kind: str, quantize: str, batch: int | None, schedules: Any, optimiza
         raise invalid("quantize", quantize, "is for tflite and bundle; a savedmodel is float32")
     if kind == "savedmodel" and batch is not None:
         raise invalid("batch", batch, "is for tflite and bundle; a savedmodel takes any")
+    if kind != "savedmodel" and xla:
+        raise invalid("xla", xla, "is for savedmodel; TFLite has no XLA")
     if optimization is not None:
         check_optimization(kind, optimization.method, quantize, batch)
 

@@ -19,11 +19,12 @@ VERSION = "1"
 
 
 def denoiser_function(
-    subnet: Any, batch: int | None = None
+    subnet: Any, batch: int | None = None, *, xla: bool = False
 ) -> tf.types.experimental.PolymorphicFunction:
     """`(x, t) → output` as a graph, float32 throughout, for any batch size if `batch` is None.
 
-    A model with classes takes `labels`, int32 (N,), as well.
+    A model with classes takes `labels`, int32 (N,), as well. With `xla` the graph is compiled when
+    it first meets a batch size.
     """
 
     @tf.autograph.experimental.do_not_convert
@@ -36,19 +37,25 @@ def denoiser_function(
     ]
     if getattr(subnet, "num_classes", 0):
         signature.append(tf.TensorSpec((batch,), tf.int32, name="labels"))
-    return tf.function(denoise, input_signature=signature)
+    # None and not False, which would keep callers from compiling it either.
+    return tf.function(denoise, input_signature=signature, jit_compile=xla or None)
 
 
-def write_savedmodels(unet: Any, folder: Path) -> None:
+def write_savedmodels(unet: Any, folder: Path, *, xla: bool = False) -> None:
     """Write `unet_1_0/1/`, …; TF Serving loads such a folder under a model's name.
 
     The signature `serve` takes `x`, float32 (N, H, W, C), and `t`, float32 (N,), for a model with
     classes also `labels`, int32 (N,), and gives the network's output, float32 (N, H, W, C).
+
+    Args:
+        unet: the trained `SlimmableUNet`.
+        folder: where to write.
+        xla: have whoever loads them compile each batch size by XLA at its first call.
     """
     for width in unet.widths:
         subnet = unet.subnet(width)
         path = folder / width_name(width) / VERSION
-        _save([subnet], {"serve": denoiser_function(subnet)}, path)
+        _save([subnet], {"serve": denoiser_function(subnet, xla=xla)}, path)
 
 
 def write_sampler(
@@ -57,6 +64,8 @@ def write_sampler(
     schedule: StepSchedule,
     path: str | os.PathLike,
     autoencoder: Any = None,
+    *,
+    xla: bool = False,
 ) -> None:
     """Write the sampler SavedModel: every width, and the loop that switches between them.
 
@@ -85,9 +94,10 @@ def write_sampler(
         schedule: that of all signatures but the last.
         path: folder to make.
         autoencoder: a `KLAutoencoder` whose decoder turns latents into images, or None.
+        xla: see `write_savedmodels`; the denoisers are compiled, the loop and the decoder are not.
     """
     subnets = {width: unet.subnet(width) for width in unet.widths}
-    denoisers = {width: denoiser_function(subnet) for width, subnet in subnets.items()}
+    denoisers = {width: denoiser_function(subnet, xla=xla) for width, subnet in subnets.items()}
     decode, networks = None, list(subnets.values())
     if autoencoder is not None:
         from ddsm_tf.export.decoder import decoder_function

@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import contextlib
 import fcntl
 import io
+import shutil
 import subprocess
 import sys
 
@@ -204,6 +205,12 @@ def tiny_bundle(tiny_unet, tiny_schedule, tmp_path_factory):
 
     out = tmp_path_factory.mktemp("bundle") / "bundle"
     return export("bundle", tiny_unet, NoiseTable.linear(1000), tiny_schedule, out)
+
+
+@pytest.fixture
+def bundle(tiny_bundle, tmp_path):
+    """A copy of `tiny_bundle` that may be broken."""
+    return shutil.copytree(tiny_bundle, tmp_path / "bundle")
 
 
 @pytest.fixture(scope="session")

@@ -175,6 +175,7 @@ def check_content(content, call, runtime):
         "runtime": runtime,
         "versions": VERSIONS[runtime],
         "quantize": "float16" if runtime == "litert" else "none",
+        "xla": False,
         "batch": 3,
         "threads": 3 if runtime == "litert" else program.tensorflow_threads(),
         "rounds": 2,

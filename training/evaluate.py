@@ -79,6 +79,7 @@ def evaluate_run(
     *,
     metrics: Sequence[str] = (),
     inception: str | os.PathLike | None = None,
+    xla: bool = False,
 ) -> dict[str, Any]:
     """Sample with a schedule and compare with the real images; classes are taken in turn.
 
@@ -87,6 +88,7 @@ def evaluate_run(
         seed: of the first image's noise.
         metrics: further ones, of `ddsm_tf.metrics.suite.METRICS`.
         inception: see `suite_of`.
+        xla: see `Run.load_model`.
 
     Returns:
         Distance and its name, MACs an image (all steps), share of full width's (for the schedule
@@ -98,7 +100,7 @@ def evaluate_run(
     suite = suite_of(run, inception) if metrics else None
     distance = frechet_distance_of(run)
     count = count or run.config.search_images
-    model = run.load_model()
+    model = run.load_model(xla=xla)
     macs = macs_per_width(model.unet)
     cost = schedule_cost(schedule, macs)
     _warm_up(model, schedule, count)
@@ -129,7 +131,7 @@ def evaluate_run(
 def _warm_up(model: Any, schedule: StepSchedule, count: int) -> None:
     """Compile every width of a schedule, so that sampling is timed and not tracing.
 
-    JAX compiles for each size of a batch: there is a last one that may be smaller.
+    XLA compiles for each size of a batch: there is a last one that may be smaller.
     """
     timesteps = even_timesteps(schedule.train_timesteps, 1)
     sizes = {min(count, BATCH_SIZE), count % BATCH_SIZE or BATCH_SIZE}

@@ -38,6 +38,7 @@ def latency_of_run(
     threads: int = 0,
     rounds: int = 30,
     quantize: str = "none",
+    xla: bool = False,
     overwrite: bool = False,
 ) -> str:
     """Measure a step at every width and write a latency file, which `--cost latency:FILE` reads.
@@ -52,6 +53,7 @@ def latency_of_run(
             TensorFlow, which takes another number only before it starts.
         rounds: timed steps a width.
         quantize: of litert; see `ddsm_tf.export.tflite.convert`.
+        xla: of savedmodel and keras: compiled by XLA.
         overwrite: replace a file that is there.
 
     Returns:
@@ -62,15 +64,15 @@ def latency_of_run(
             TensorFlow, or the run has no weights.
         MissingExtraError: LiteRT is not installed.
     """
-    _check(out, runtime, quantize, overwrite)
+    _check(out, runtime, quantize, xla, overwrite)
     if threads and runtime != "litert":
         limit_tensorflow(threads)
-    model = run.load_model()
+    model = run.load_model(xla=xla)
     with tempfile.TemporaryDirectory(prefix="ddsm-latency-") as folder:
         prepare = {
             "litert": partial(_prepare_litert, threads=threads, quantize=quantize),
-            "savedmodel": _prepare_savedmodel,
-            "keras": _prepare_keras,
+            "savedmodel": partial(_prepare_savedmodel, xla=xla),
+            "keras": partial(_prepare_keras, xla=xla),
         }[runtime]
         measure = prepare(run, model, Path(folder) / "export")
         with progress_bar(WARM_UP + rounds, "latency") as bar:
@@ -79,12 +81,14 @@ def latency_of_run(
     return f"{describe(content, macs_per_width(model.unet))}\n{out}"
 
 
-def _check(out: str | os.PathLike, runtime: str, quantize: str, overwrite: bool) -> None:
+def _check(out: str | os.PathLike, runtime: str, quantize: str, xla: bool, overwrite: bool) -> None:
     """Raise `InputError` for what would else be found out after minutes of measuring."""
     if runtime not in RUNTIMES:
         raise invalid("runtime", runtime, f"must be one of {', '.join(RUNTIMES)}")
     if quantize != "none" and runtime != "litert":
         raise invalid("quantize", quantize, f"is for litert; {runtime} is not quantised")
+    if xla and runtime == "litert":
+        raise invalid("xla", xla, "is for savedmodel and keras; LiteRT has no XLA")
     check_requirements("bundle" if runtime == "litert" else "savedmodel")
     if Path(out).is_dir():
         raise invalid("out", str(out), "is a folder; name a file")
@@ -129,17 +133,21 @@ def _prepare_litert(
     return partial(benchmark_litert, sampler)
 
 
-def _prepare_savedmodel(run: Run, model: Any, folder: Path) -> Callable[..., dict[str, Any]]:
+def _prepare_savedmodel(
+    run: Run, model: Any, folder: Path, *, xla: bool
+) -> Callable[..., dict[str, Any]]:
     from ddsm_tf.export.savedmodel import SavedModelDenoiser, write_savedmodels
 
-    write_savedmodels(model.unet, folder)
+    write_savedmodels(model.unet, folder, xla=xla)
     versions = {"tensorflow": tf.__version__}
-    return partial(_benchmark, model, SavedModelDenoiser(folder), "savedmodel", versions)
+    return partial(_benchmark, model, SavedModelDenoiser(folder), "savedmodel", versions, xla)
 
 
-def _prepare_keras(run: Run, model: Any, folder: Path) -> Callable[..., dict[str, Any]]:
+def _prepare_keras(
+    run: Run, model: Any, folder: Path, *, xla: bool
+) -> Callable[..., dict[str, Any]]:
     versions = {"tensorflow": tf.__version__, "keras": keras.__version__}
-    return partial(_benchmark, model, model.denoise, "keras", versions)
+    return partial(_benchmark, model, model.denoise, "keras", versions, xla)
 
 
 def _benchmark(
@@ -147,6 +155,7 @@ def _benchmark(
     denoise: Denoise,
     runtime: str,
     versions: Mapping[str, str],
+    xla: bool,
     *,
     batch: int,
     rounds: int,
@@ -170,6 +179,7 @@ def _benchmark(
         batch=batch,
         threads=tensorflow_threads(),
         rounds=rounds,
+        xla=xla,
         accelerators=_accelerators(),
     )
 

@@ -220,9 +220,17 @@ class Run(RunFolder):
                 raise invalid("weights", str(self.weights_path), rule)
         return unet
 
-    def load_model(self) -> Any:
-        """A `DiffusionModel` over `load_unet`, ready to sample."""
-        return self.new_model(self.load_unet())
+    def load_model(self, *, xla: bool = False) -> Any:
+        """A `DiffusionModel` over `load_unet`, ready to sample.
+
+        Args:
+            xla: sample with graphs that XLA compiles; see `CompiledDenoiser`.
+        """
+        from ddsm_tf.models.compiled import CompiledDenoiser
+
+        model = self.new_model(self.load_unet())
+        model.denoise = CompiledDenoiser(model.unet, xla=xla)
+        return model
 
     def save_weights(self, model: Any) -> None:
         """Write the network of a `DiffusionModel`, atomically."""

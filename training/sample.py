@@ -46,7 +46,8 @@ def sample_to_file(
     out: str | os.PathLike,
     *,
     labels: np.ndarray | None = None,
+    xla: bool = False,
 ) -> None:
     """Sample and write a `.png` grid or a `.npy` array, atomically."""
-    images = sample_with_bar(run.load_model(), schedule, count, seed, labels=labels)
+    images = sample_with_bar(run.load_model(xla=xla), schedule, count, seed, labels=labels)
     save_images(images, out)

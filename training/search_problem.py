@@ -58,6 +58,8 @@ class SearchOptions:
         tolerance: by which share of full width's distance the choice may be worse, in [0, 1].
         confirm_images: for each of the confirming seeds; None is twice `images`.
         memory: MiB for states that schedules share.
+        xla: see `Run.load_model`. Like `memory` it is no setting of the search, and may change when
+            one is resumed.
 
     Raises:
         InputError: an argument leaves its range.
@@ -80,6 +82,7 @@ class SearchOptions:
     tolerance: float = 0.0
     confirm_images: int | None = None
     memory: int = 1024
+    xla: bool = False
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -105,7 +108,7 @@ class SearchProblem:
     def __init__(self, run: Run, options: SearchOptions) -> None:
         self.run = run
         self.options = options
-        self.model = run.load_model()
+        self.model = run.load_model(xla=options.xla)
         unet = self.model.unet
         self.macs: Mapping[float, float] = cost_per_width("macs", unet)
         by_macs = options.cost == "macs"

@@ -13,6 +13,7 @@ from ddsm_tf.commands.shared import (
     quantize_option,
     run_argument,
     schedule_option,
+    xla_option,
 )
 from ddsm_tf.errors import InputError, invalid
 from ddsm_tf.files import check_folder
@@ -26,6 +27,7 @@ from ddsm_tf.files import check_folder
 @click.option(
     "--batch", type=click.IntRange(min=1), help="Images a call, fixed in the files; else any."
 )
+@xla_option
 @click.option(
     "--optimize",
     type=click.Choice(["prune", "cluster", "qat"]),
@@ -72,6 +74,7 @@ def export(
     out: str | None,
     quantize: str,
     batch: int | None,
+    xla: bool,
     optimize: str | None,
     optimize_steps: int | None,
     sparsity: float | None,
@@ -83,8 +86,8 @@ def export(
 ) -> None:
     """Export every width: SavedModel, TFLite, or the bundle for `ddsm-edge`."""
     tuning = {"optimize_steps": optimize_steps, "sparsity": sparsity, "clusters": clusters}
-    of_out = {"overwrite": overwrite, "add_schedule": added, "batch": batch, "optimize": optimize}
-    _check_place(kind, out, quantize, {**of_out, **tuning}, serving)
+    of_out = {"overwrite": overwrite, "add_schedule": added, "batch": batch, "xla": xla}
+    _check_place(kind, out, quantize, {**of_out, "optimize": optimize, **tuning}, serving)
     _check_out(run, out)
     opened = open_run(run)
     from ddsm_tf.export.requirements import check_requirements
@@ -116,6 +119,7 @@ def export(
             out,
             quantize=quantize,
             batch=batch,
+            xla=xla,
             schedules=_named_schedules(opened, added),
             provenance=opened.provenance,
             autoencoder=opened.autoencoder,

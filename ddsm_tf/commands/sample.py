@@ -13,6 +13,7 @@ from ddsm_tf.commands.shared import (
     run_argument,
     schedule_option,
     seed_option,
+    xla_option,
 )
 from ddsm_tf.errors import invalid
 from ddsm_tf.schedule import MAX_GUIDANCE, SAMPLERS
@@ -65,9 +66,17 @@ def uniform_options(command: Callable) -> Callable:
     help="Classes that the images take in turn; all of the model's if left out.",
 )
 @seed_option
+@xla_option
 @click.option("-o", "out", required=True, metavar="FILE.png|FILE.npy")
 def sample(
-    run: str, schedule: str, count: int, classes: str | None, seed: int, out: str, **options: Any
+    run: str,
+    schedule: str,
+    count: int,
+    classes: str | None,
+    seed: int,
+    xla: bool,
+    out: str,
+    **options: Any,
 ) -> None:
     """Sample images: a grid as PNG, or uint8 NHWC as NPY."""
     from ddsm_tf.images import check_image_path
@@ -79,7 +88,7 @@ def sample(
 
     chosen = opened.schedule(schedule, **options)
     labels = parse_labels(classes, count, opened.config.num_classes)
-    sample_to_file(opened, chosen, count, seed, out, labels=labels)
+    sample_to_file(opened, chosen, count, seed, out, labels=labels, xla=xla)
     click.echo(out)
 
 
@@ -107,6 +116,7 @@ def sample(
     metavar="FILE",
     help="Weights of `ddsm metrics convert-inception`; without, the data's own classifier judges.",
 )
+@xla_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def evaluate(
     run: str,
@@ -115,6 +125,7 @@ def evaluate(
     seed: int,
     metrics: str,
     inception: str | None,
+    xla: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -126,7 +137,8 @@ def evaluate(
     names = [name for name in metrics.split(",") if name]
     if inception is not None and not names:
         raise invalid("--inception", inception, "is for --metrics, such as fid,kid")
-    result = evaluate_run(opened, chosen, count, seed, metrics=names, inception=inception)
+    judging = {"metrics": names, "inception": inception}
+    result = evaluate_run(opened, chosen, count, seed, **judging, xla=xla)
     if as_json:
         click.echo(json.dumps(result, indent=2))
         return

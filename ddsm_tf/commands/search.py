@@ -15,6 +15,7 @@ from ddsm_tf.commands.shared import (
     sampler_option,
     seed_option,
     steps_option,
+    xla_option,
 )
 from ddsm_tf.schedule import MAX_GUIDANCE
 
@@ -114,6 +115,7 @@ def importance(run: str, budgets: tuple[float, ...], **options: Any) -> None:
     show_default=True,
     help="MiB for the states that schedules share.",
 )
+@xla_option
 @seed_option
 @click.option("--resume", is_flag=True, help="Go on with an interrupted search.")
 def search(run: str, resume: bool, **options: Any) -> None:
@@ -150,6 +152,7 @@ def search(run: str, resume: bool, **options: Any) -> None:
     help="Timed steps a width.",
 )
 @quantize_option
+@xla_option
 @click.option("-o", "out", required=True, metavar="FILE.json")
 @overwrite_option
 def latency(run: str, out: str, runtime: str, threads: int, **options: Any) -> None:

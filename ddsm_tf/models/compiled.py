@@ -19,10 +19,19 @@ class CompiledDenoiser:
 
     Args:
         unet: the network.
+        xla: compile by XLA, once for every width and batch size: seconds each, and then faster
+            calls. With JAX it is always so.
+
+    Raises:
+        InputError: `xla`, and Keras's backend has none.
     """
 
-    def __init__(self, unet: Any) -> None:
+    def __init__(self, unet: Any, *, xla: bool = False) -> None:
+        if xla and keras.backend.backend() not in ("tensorflow", "jax"):
+            rule = f"needs Keras on TensorFlow or JAX, not {keras.backend.backend()}"
+            raise invalid("xla", xla, rule)
         self._unet = unet
+        self._xla = xla
         self._compiled: dict[float, Callable] = {}
 
     def __call__(
@@ -37,7 +46,7 @@ class CompiledDenoiser:
         Models with classes need `labels`, int32 (N,).
         """
         if width not in self._compiled:
-            self._compiled[width] = _compile(self._unet, self._unet.check_width(width))
+            self._compiled[width] = _compile(self._unet, self._unet.check_width(width), self._xla)
         timesteps = np.broadcast_to(np.asarray(t, np.float32), (len(x),))
         given = [] if labels is None else [np.asarray(labels, np.int32)]
         if bool(given) != bool(self._unet.num_classes):
@@ -84,16 +93,16 @@ class CompiledDecoder:
         return lambda latents: keras.ops.convert_to_numpy(decode(latents))
 
 
-def _compile(unet: Any, width: float) -> Callable:
+def _compile(unet: Any, width: float, xla: bool) -> Callable:
     backend = keras.backend.backend()
     if backend == "tensorflow":
-        return _compile_tensorflow(unet, width)
+        return _compile_tensorflow(unet, width, xla)
     if backend == "jax":
         return _compile_jax(unet, width)
     return lambda *inputs: keras.ops.convert_to_numpy(unet(*inputs, width=width))
 
 
-def _compile_tensorflow(unet: Any, width: float) -> Callable:
+def _compile_tensorflow(unet: Any, width: float, xla: bool) -> Callable:
     import tensorflow as tf
 
     # A free batch axis: the last, smaller batch must not be traced again.
@@ -103,7 +112,11 @@ def _compile_tensorflow(unet: Any, width: float) -> Callable:
     ]
     if unet.num_classes:
         signature.append(tf.TensorSpec((None,), tf.int32))
-    graph = tf.function(lambda *inputs: unet(*inputs, width=width), input_signature=signature)
+    graph = tf.function(
+        lambda *inputs: unet(*inputs, width=width),
+        input_signature=signature,
+        jit_compile=xla or None,
+    )
     return lambda *inputs: tf.cast(graph(*inputs), tf.float32)
 
 
