@@ -264,7 +264,7 @@ def test_every_option_of_the_command_reaches_the_search(searched, tmp_path, monk
     )
     words = "--method random --sampler ddpm --steps 7 --cost parameters --trials 9 --images 5"
     words += " --segments 3 --refinements 1 --skips --budget 0.4 --confirm-images 6 --memory 2"
-    words += " --guidance 2.5 --guidance-widths free"
+    words += " --guidance 2.5 --guidance-widths free --xla"
     assert cli.run(["search", str(searched), *words.split(), "--seed", "8", "--resume"]) == 0
     assert given == {
         "method": "random",
@@ -284,6 +284,7 @@ def test_every_option_of_the_command_reaches_the_search(searched, tmp_path, monk
         "tolerance": 0.0,
         "confirm_images": 6,
         "memory": 2,
+        "xla": True,
     }
     for option, name in (("--max-distance", "max_distance"), ("--tolerance", "tolerance")):
         assert cli.run(["search", str(searched), option, "0.25", "--resume"]) == 0
