@@ -17,6 +17,7 @@ from ddsm_tf.export.savedmodel import SavedModelDenoiser
 from ddsm_tf.models import compiled
 from ddsm_tf.models.compiled import CompiledDenoiser
 from ddsm_tf.noise import NoiseTable
+from ddsm_tf.schedule import width_name
 
 TABLE = NoiseTable.linear(1000)
 
@@ -74,10 +75,12 @@ def functions_to_compile(version):
 
 
 def test_savedmodels_say_what_is_to_be_compiled(tiny_unet, exported, tiny_savedmodels):
-    for name in ("unet_1_0/1", "unet_0_5/1", "sampler/1"):
-        # The sampler's loop draws its noise: that is no network.
-        networks = len(tiny_unet.widths) if name == "sampler/1" else 1
-        assert functions_to_compile(exported / name) >= networks
+    networks = [f"{width_name(width)}/1" for width in tiny_unet.widths]
+    counts = [functions_to_compile(exported / name) for name in networks]
+    assert min(counts) >= 1
+    # Every width's, and neither the loop nor the noise.
+    assert functions_to_compile(exported / "sampler/1") == sum(counts)
+    for name in (*networks, "sampler/1"):
         assert functions_to_compile(tiny_savedmodels / name) == 0
 
 

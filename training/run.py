@@ -229,7 +229,8 @@ class Run(RunFolder):
         from ddsm_tf.models.compiled import CompiledDenoiser
 
         model = self.new_model(self.load_unet())
-        model.denoise = CompiledDenoiser(model.unet, xla=xla)
+        if xla:
+            model.denoise = CompiledDenoiser(model.unet, xla=True)
         return model
 
     def save_weights(self, model: Any) -> None:
