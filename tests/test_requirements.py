@@ -102,7 +102,7 @@ def test_litert_is_needed_for_its_own_files_alone(without_litert):
 def test_latency_misses_litert_before_it_loads_the_network(
     tiny_run, tmp_path, monkeypatch, without_litert
 ):
-    def load_model(self):
+    def load_model(self, **options):
         raise RuntimeError("loads the network")
 
     monkeypatch.setattr(Run, "load_model", load_model)
