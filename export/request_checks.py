@@ -96,6 +96,11 @@ def check_schedule(
         *check(_among(sampler, SAMPLERS), f"`sampler` must be one of {SAMPLERS}"),
         *check(_among(variance, VARIANCES), f"`variance` must be one of {VARIANCES}"),
         *check((eta >= 0.0) & (eta <= 1.0), "`eta` must lie in [0, 1]"),
+        *check((eta == 0.0) | (sampler == "ddim"), "`eta` is for ddim; give 0"),
+        *check(
+            (variance == VARIANCES[0]) | (sampler == "ddpm"),
+            f"`variance` is for ddpm; give {VARIANCES[0]}",
+        ),
         *check(
             tf.reduce_all((numbers >= 0.0) & (numbers <= _MAX_NUMBER)),
             f"`churn`, `churn_min` and `churn_noise` must lie in [0, {_MAX_NUMBER:g}]",

@@ -154,6 +154,12 @@ def test_unpack_leaves_its_bundle_alone(bundle, tmp_path, capfd, out, options):
     assert Bundle.load(bundle).widths == (1.0, 0.5)
 
 
+def test_samples_are_not_written_into_the_bundle(bundle, capfd):
+    assert run_edge("sample", bundle, "-o", bundle / "images.png") == 2
+    assert "lies in it; name another place" in capfd.readouterr().err
+    assert Bundle.load(bundle).widths == (1.0, 0.5)
+
+
 def test_a_terminal_sees_the_steps_and_the_time_left(bundle, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     assert run_edge("sample", bundle, "-n", 2, "--batch", 1, "-o", tmp_path / "x.npy") == 0

@@ -122,6 +122,8 @@ BAD = {
     "`sampler` must be": {"sampler": tf.constant("leapfrog")},
     "`variance` must be": {"variance": tf.constant("learned")},
     "`eta` must lie": {"eta": tf.constant(1.5)},
+    "`eta` is for ddim": {"eta": tf.constant(0.5), "sampler": tf.constant("ddpm")},
+    "`variance` is for ddpm": {"variance": tf.constant("fixed_small")},
     "`count` must lie": {"count": tf.constant(0, tf.int64)},
     "`seed` must lie": {"seed": tf.constant(-1, tf.int64)},
 }

@@ -125,7 +125,8 @@ def test_commands_compile_by_xla_if_asked(tiny_run, tmp_path, monkeypatch, comma
 def test_latency_measures_what_xla_compiled(tiny_run, tmp_path, capfd, runtime):
     out = tmp_path / "latency.json"
     arguments = ["latency", tiny_run, "-o", out, "--runtime", runtime, "--rounds", 1, "--xla"]
-    assert run_cli(list(map(str, arguments))) == 0, capfd.readouterr().err
+    assert run_cli(list(map(str, arguments))) == 0
+    assert f"{runtime} compiled by XLA, batch 1" in capfd.readouterr().out
     content = json.loads(out.read_text())
     assert content["xla"] is True and set(content["widths"]) == {"1.0", "0.5"}
 

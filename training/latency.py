@@ -105,8 +105,9 @@ def describe(content: Mapping[str, Any], macs: Mapping[float, int]) -> str:
         macs: width → MACs of a step.
     """
     settings = ", ".join(f"{key} {content[key]}" for key in ("batch", "threads", "rounds"))
+    compiled = " compiled by XLA" if content.get("xla") else ""
     lines = [
-        f"{content['runtime']}, {settings}",
+        f"{content['runtime']}{compiled}, {settings}",
         f"{'width':>6}{'ms (median ± IQR)':>22}{'share of time':>16}{'share of MACs':>16}",
     ]
     times = {float(width): row for width, row in content["widths"].items()}

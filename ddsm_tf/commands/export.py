@@ -89,6 +89,7 @@ def export(
     of_out = {"overwrite": overwrite, "add_schedule": added, "batch": batch, "xla": xla}
     _check_place(kind, out, quantize, {**of_out, "optimize": optimize, **tuning}, serving)
     _check_out(run, out)
+    _check_schedule(kind, quantize, optimize, schedule)
     opened = open_run(run)
     from ddsm_tf.export.requirements import check_requirements
 
@@ -152,6 +153,15 @@ def _check_out(run: str, out: str | None) -> None:
     """Raise `InputError` where --overwrite would take the run itself away."""
     if out is not None and Path(run).resolve().is_relative_to(Path(out).resolve()):
         raise invalid("-o", out, "is the run, or holds it; name a folder of its own")
+
+
+def _check_schedule(kind: str, quantize: str, optimize: str | None, schedule: str | None) -> None:
+    """Raise `InputError` where --schedule would change nothing that is written."""
+    if schedule is None or kind != "tflite":
+        return
+    if optimize is not None or not quantize.startswith("int8"):
+        rule = "changes nothing in TFLite files but int8 ones, which are calibrated along it"
+        raise invalid("--schedule", schedule, f"{rule}; leave it out, or export a bundle")
 
 
 def _named_schedules(run: Any, texts: tuple[str, ...]) -> dict[str, Any]:

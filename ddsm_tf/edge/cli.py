@@ -128,6 +128,7 @@ def _integer(text: str, least: int) -> int:
 
 def _sample(options: argparse.Namespace) -> None:
     check_image_path(options.out)
+    _check_apart(options.out, options.bundle)
     sampler, schedule = _open(options)
     labels = parse_labels(options.classes, options.count, sampler.bundle.num_classes)
     batch = options.batch or sampler.default_batch
@@ -198,10 +199,10 @@ def _unpack(options: argparse.Namespace) -> None:
 
 
 def _check_apart(out: str, bundle: str) -> None:
-    """Raise `InputError` if a folder would take the bundle away, or its files land in there."""
+    """Raise `InputError` if what is written would take the bundle away or land in its folder."""
     place, folder = Path(out).resolve(), Path(bundle).resolve()
     if folder.is_relative_to(place) or place.is_relative_to(folder):
-        raise invalid("-o", out, "is the bundle, holds it or lies in it; name a folder of its own")
+        raise invalid("-o", out, "is the bundle, holds it or lies in it; name another place")
 
 
 def _benchmark(options: argparse.Namespace) -> None:
