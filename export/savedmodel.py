@@ -116,13 +116,15 @@ def _save(subnets: Iterable[Any], functions: Mapping[str, Any], path: str | os.P
     """
     module = tf.Module()
     module.weights = [variable.value for subnet in subnets for variable in subnet.variables]
-    signatures = {}
-    for name, function in functions.items():
+    # Functions that are traced already: saving would trace others once more.
+    signatures = {name: each.get_concrete_function() for name, each in functions.items()}
+    for name, function in signatures.items():
         setattr(module, name, function)
-        signatures[name] = function.get_concrete_function()
     default = next(iter(signatures.values()))
     signatures[tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY] = default
-    tf.saved_model.save(module, str(path), signatures=signatures)
+    # Nobody trains what is served, and the gradient of each activation takes long to trace.
+    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+    tf.saved_model.save(module, str(path), signatures=signatures, options=options)
 
 
 class SavedModelDenoiser:

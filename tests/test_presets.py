@@ -44,7 +44,17 @@ def judge(channels, size):
     return train_classifier(images, steps=2)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+# Pixels, classes and latents; the others differ from these in numbers.
+KINDS = ("digits", "imagenet64", "latent_afhq")
+
+
+def slow_but(*fast):
+    """Every preset, those not named marked as slow."""
+    slow = pytest.mark.slow
+    return [name if name in fast else pytest.param(name, marks=slow) for name in PRESETS]
+
+
+@pytest.mark.parametrize("preset", slow_but(*KINDS))
 def test_preset_runs_from_training_to_the_device(preset, tmp_path, run_here):
     def ddsm(*arguments):
         done = run_here(*arguments)
@@ -119,13 +129,7 @@ def test_data_sheet():
     assert training_memory(half, costs) - weights == pytest.approx((memory - weights) / 2, rel=1e-3)
 
 
-SMALL = ("digits", "fashion_mnist", "cifar10", "cifar10_16", "latent_afhq")
-
-
-@pytest.mark.parametrize(
-    "preset",
-    [name if name in SMALL else pytest.param(name, marks=pytest.mark.slow) for name in PRESETS],
-)
+@pytest.mark.parametrize("preset", slow_but("fashion_mnist", "cifar10", "cifar10_16"))
 def test_data_sheet_is_as_printed(preset):
     printed = (Path(__file__).parent.parent / "docs/presets.md").read_text()
     assert f"\n{data_sheet(get_preset(preset), preset_costs(preset))}\n" in printed

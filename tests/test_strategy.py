@@ -60,6 +60,7 @@ def checkpoint_values(run, step):
         return [archive[name] for name in sorted(archive.files)]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_worker_killed_and_started_again_goes_on(tmp_path):
     out, steps, ports = tmp_path / "two", 60, free_ports(2)
