@@ -122,9 +122,7 @@ def _save(subnets: Iterable[Any], functions: Mapping[str, Any], path: str | os.P
         setattr(module, name, function)
     default = next(iter(signatures.values()))
     signatures[tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY] = default
-    # Nobody trains what is served, and the gradient of each activation takes long to trace.
-    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-    tf.saved_model.save(module, str(path), signatures=signatures, options=options)
+    tf.saved_model.save(module, str(path), signatures=signatures)
 
 
 class SavedModelDenoiser:

@@ -1,19 +1,21 @@
 """Exports: the same images on Keras, SavedModel and LiteRT, and files that are what they say."""
 
+import functools
 import shutil
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 from ddsm_tf.edge import Bundle, EdgeSampler
 from ddsm_tf.errors import InputError
 from ddsm_tf.export import FILES, KINDS, export
 from ddsm_tf.export.bundle import DECODER_FILE
-from ddsm_tf.export.savedmodel import SavedModelDenoiser
+from ddsm_tf.export.savedmodel import SavedModelDenoiser, write_savedmodels
 from ddsm_tf.export.tflite import convert, foreign_operators
 from ddsm_tf.files import check_folder
-from ddsm_tf.models import DiffusionModel
+from ddsm_tf.models import DiffusionModel, SlimmableUNet
 from ddsm_tf.noise import NoiseTable
 from ddsm_tf.sampling import sample_images
 from ddsm_tf.schedule import StepSchedule
@@ -36,6 +38,24 @@ def test_keras_images_are_worth_comparing(keras_images):
     assert keras_images.shape == (COUNT, 8, 8, 1)
     assert keras_images.std() > 40
     assert len(np.unique(keras_images.reshape(COUNT, -1), axis=0)) == COUNT
+
+
+def test_savedmodels_are_traced_once_and_hold_no_gradients(tiny_unet, tmp_path, monkeypatch):
+    traced, call = [], SlimmableUNet.call
+
+    @functools.wraps(call)
+    def counting(self, *inputs, **options):
+        traced.append(self)
+        return call(self, *inputs, **options)
+
+    monkeypatch.setattr(SlimmableUNet, "call", counting)
+    write_savedmodels(tiny_unet, tmp_path)
+    assert len(traced) == len({id(subnet) for subnet in traced}) == len(tiny_unet.widths)
+    for path in tmp_path.rglob("saved_model.pb"):
+        [graph] = SavedModel.FromString(path.read_bytes()).meta_graphs
+        nodes = [node for each in graph.graph_def.library.function for node in each.node_def]
+        assert sum(node.op == "Conv2D" for node in nodes) > 20
+        assert not [node.name for node in nodes if "_gradient_op_type" in node.attr]
 
 
 def test_savedmodel_gives_the_same_images(tiny_savedmodels, tiny_schedule, keras_images):

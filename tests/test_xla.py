@@ -7,14 +7,14 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import NOISY_SCHEDULE
+from conftest import NOISY_SCHEDULE, TINY, randomise
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 from ddsm_tf.cli import run as run_cli
 from ddsm_tf.errors import InputError
 from ddsm_tf.export import export
 from ddsm_tf.export.savedmodel import SavedModelDenoiser
-from ddsm_tf.models import compiled
+from ddsm_tf.models import DiffusionModel, SlimmableUNet, compiled
 from ddsm_tf.models.compiled import CompiledDenoiser
 from ddsm_tf.noise import NoiseTable
 from ddsm_tf.schedule import width_name
@@ -42,17 +42,24 @@ def test_a_denoiser_is_compiled_by_xla_if_asked_and_not_else():
 
 
 @pytest.fixture(scope="module")
+def small_unet():
+    """Blocks of every kind, but few, for each takes XLA a second."""
+    small = {"channel_multipliers": (1,), "attention_resolutions": (8,)}
+    return randomise(SlimmableUNet(**{**TINY, **small}, name="unet"))
+
+
+@pytest.fixture(scope="module")
 def inputs():
     x = np.random.default_rng(0).standard_normal((3, 8, 8, 1)).astype(np.float32)
     return x, np.array([0, 500, 999], np.float32)
 
 
-def test_the_compiled_network_has_the_same_outputs_for_every_batch_size(tiny_unet, inputs):
-    denoise = CompiledDenoiser(tiny_unet, xla=True)
+def test_the_compiled_network_has_the_same_outputs_for_every_batch_size(small_unet, inputs):
+    denoise = CompiledDenoiser(small_unet, xla=True)
     x, t = inputs
     for rows in (3, 2):
-        for width in tiny_unet.widths:
-            expected = np.asarray(tiny_unet(x[:rows], t[:rows], width=width))
+        for width in small_unet.widths:
+            expected = np.asarray(small_unet(x[:rows], t[:rows], width=width))
             np.testing.assert_allclose(denoise(x[:rows], t[:rows], width), expected, atol=1e-5)
 
 
@@ -63,9 +70,9 @@ def test_a_backend_without_xla_is_refused(tiny_unet, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def exported(tiny_unet, tmp_path_factory):
+def exported(small_unet, tmp_path_factory):
     out = tmp_path_factory.mktemp("xla") / "out"
-    return export("savedmodel", tiny_unet, TABLE, NOISY_SCHEDULE, out, xla=True)
+    return export("savedmodel", small_unet, TABLE, NOISY_SCHEDULE, out, xla=True)
 
 
 def functions_to_compile(version):
@@ -74,8 +81,8 @@ def functions_to_compile(version):
     return sum(function.attr["_XlaMustCompile"].b for function in functions)
 
 
-def test_savedmodels_say_what_is_to_be_compiled(tiny_unet, exported, tiny_savedmodels):
-    networks = [f"{width_name(width)}/1" for width in tiny_unet.widths]
+def test_savedmodels_say_what_is_to_be_compiled(small_unet, exported, tiny_savedmodels):
+    networks = [f"{width_name(width)}/1" for width in small_unet.widths]
     counts = [functions_to_compile(exported / name) for name in networks]
     assert min(counts) >= 1
     # Every width's, and neither the loop nor the noise.
@@ -84,21 +91,20 @@ def test_savedmodels_say_what_is_to_be_compiled(tiny_unet, exported, tiny_savedm
         assert functions_to_compile(tiny_savedmodels / name) == 0
 
 
-def test_compiled_savedmodels_have_the_same_outputs(tiny_unet, exported, inputs):
+def test_compiled_savedmodels_have_the_same_outputs(small_unet, exported, inputs):
     denoise = SavedModelDenoiser(exported)
-    for width in tiny_unet.widths:
-        expected = np.asarray(tiny_unet(*inputs, width=width))
+    for width in small_unet.widths:
+        expected = np.asarray(small_unet(*inputs, width=width))
         np.testing.assert_allclose(denoise(*inputs, width), expected, atol=1e-5)
 
 
-def test_the_compiled_sampler_has_the_same_images(exported, tiny_savedmodels):
+def test_the_compiled_sampler_has_the_same_images(small_unet, exported):
+    sampler = tf.saved_model.load(str(exported / "sampler" / "1"))
     given = {"seed": tf.constant(3, tf.int64), "count": tf.constant(4, tf.int64)}
-    first, second = (
-        tf.saved_model.load(str(folder / "sampler" / "1")).signatures["sample"](**given)["images"]
-        for folder in (exported, tiny_savedmodels)
-    )
-    assert np.std(first) > 20
-    assert np.mean(np.abs(np.subtract(first, second, dtype=int)) <= 1) >= 0.999
+    found = sampler.signatures["sample"](**given)["images"]
+    expected = DiffusionModel(small_unet, TABLE).sample(NOISY_SCHEDULE, 4, seed=3)
+    assert np.std(expected) > 20
+    assert np.mean(np.abs(np.subtract(found, expected, dtype=int)) <= 1) >= 0.999
 
 
 @pytest.mark.parametrize("options", [[], ["--xla"]], ids=["plain", "xla"])

@@ -18,6 +18,7 @@ from ddsm_tf.models.layers import (
     SlimmableGroupNorm,
     SlimmableLayer,
     over_pixels,
+    silu,
 )
 
 
@@ -57,7 +58,7 @@ class TimestepEmbedding(Block):
         exponents = np.arange(half, dtype=np.float32) / max(half - 1, 1)
         angles = ops.cast(t, "float32")[:, None] * np.exp(-math.log(10000.0) * exponents)
         sinusoids = ops.concatenate([ops.sin(angles), ops.cos(angles)], axis=-1)
-        hidden = ops.silu(self.expand(ops.cast(sinusoids, self.compute_dtype), width=width))
+        hidden = silu(self.expand(ops.cast(sinusoids, self.compute_dtype), width=width))
         return self.project(hidden, width=width)
 
     def get_config(self) -> dict[str, Any]:
@@ -148,9 +149,10 @@ class ResidualBlock(Block):
             self.shortcut = SlimmableConv2D(self.inputs, self.outputs, kernel_size=1)
 
     def call(self, x: Any, embedding: Any, width: float = 1.0, training: bool = False) -> Any:
-        h = self.input_conv(ops.silu(self.input_norm(x, width=width)), width=width)
-        h = h + over_pixels(self.timestep_dense(ops.silu(embedding), width=width))
-        h = ops.silu(self.output_norm(h, width=width))
+        h = silu(self.input_norm(x, width=width), training)
+        h = self.input_conv(h, width=width)
+        h = h + over_pixels(self.timestep_dense(silu(embedding, training), width=width))
+        h = silu(self.output_norm(h, width=width), training)
         if self.dropout:
             h = self.output_dropout(h, training=training)
         h = self.output_conv(h, width=width)

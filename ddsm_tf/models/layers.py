@@ -88,6 +88,16 @@ def over_pixels(per_channel: Any) -> Any:
     return ops.reshape(per_channel, (-1, 1, 1, per_channel.shape[-1]))
 
 
+def silu(x: Any, training: bool = False) -> Any:
+    """x · σ(x), any shape.
+
+    In training the backend's own, whose gradient keeps x alone and not σ(x) as well. TensorFlow
+    would write that gradient into every SavedModel, once for each call, and trace it for longer
+    than the network itself, so that networks which only run multiply.
+    """
+    return ops.silu(x) if training else x * ops.sigmoid(x)
+
+
 class SlimmableLayer(keras.layers.Layer):
     """A layer whose weights at a narrow width are slices of the wide ones.
 

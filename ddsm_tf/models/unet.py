@@ -26,6 +26,7 @@ from ddsm_tf.models.layers import (
     SlimmableGroupNorm,
     SlimmableLayer,
     active_groups,
+    silu,
 )
 
 
@@ -208,7 +209,7 @@ class SlimmableUNet(keras.Model):
                     h = ops.concatenate([h, skips.pop()], axis=-1)
                 for layer in stage:
                     h = run(layer, h)
-        h = ops.silu(self.output_norm(h, width=width))
+        h = silu(self.output_norm(h, width=width), training)
         return self.output_conv(h, width=width)
 
     def check_width(self, width: float | None) -> float:
