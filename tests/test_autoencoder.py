@@ -212,6 +212,7 @@ def test_a_run_on_latents_is_judged_in_pixels(latent_run, run_here):
     assert np.isfinite(json.loads(done.stdout)["distance"])
 
 
+@pytest.mark.slow
 def test_training_is_resumed_to_the_same_weights(tmp_path, run_here):
     np.savez(tmp_path / "data.npz", images=smooth_images(40))
     settings = ["image_size=16", "latent_channels=2", "base_channels=8", "channel_multipliers=1,1"]

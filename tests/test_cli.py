@@ -207,7 +207,7 @@ BAD = [
     (["export", "{run}", "bundle", "-o", "{folder}", "--overwrite"], "holds 'precious', unlike"),
     (["export", "{run}", "onnx", "-o", "{tmp}/x"], "onnx"),
     (["export", "{run}", "savedmodel", "-o", "{tmp}/x", "--quantize", "float16"], "quantize"),
-    (["export", "{run}", "tflite", *SCHEDULED, "full"], "`--schedule` (=full) changes nothing"),
+    (["export", "{run}", "tflite", *SCHEDULED, "full"], "`--schedule` (='full') changes nothing"),
     (["export", "{run}", "bundle", *SCHEDULED, "uniform:0.3"], "`widths` (=0.3)"),
     (["export", "{run}", "tflite", "--quantize", "int8", *SCHEDULED, "uniform:0.3"], "(=0.3)"),
     (["data", "digits", "--size", "8"], "`--size` (=8) is of the picture; add -o"),

@@ -245,6 +245,7 @@ def test_the_note_of_a_schedule_with_many_widths_fits_a_bundle(source, tmp_path)
     assert note(12) == "99 steps at 12 widths"
 
 
+@pytest.mark.slow
 def test_an_interrupted_tuning_goes_on_to_the_same_weights(source, tmp_path, tune):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert tune(whole, "--steps", 6).returncode == 0
