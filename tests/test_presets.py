@@ -129,7 +129,7 @@ def test_data_sheet():
     assert training_memory(half, costs) - weights == pytest.approx((memory - weights) / 2, rel=1e-3)
 
 
-@pytest.mark.parametrize("preset", slow_but("fashion_mnist", "cifar10", "cifar10_16"))
+@pytest.mark.parametrize("preset", slow_but("digits", "fashion_mnist", "cifar10", "cifar10_16"))
 def test_data_sheet_is_as_printed(preset):
     printed = (Path(__file__).parent.parent / "docs/presets.md").read_text()
     assert f"\n{data_sheet(get_preset(preset), preset_costs(preset))}\n" in printed
