@@ -22,7 +22,7 @@ VARIANCES = ("fixed_large", "fixed_small")
 
 _REQUIRED = {"train_timesteps", "sampler", "timesteps", "widths"}
 # Sampler options stand in the file where they are not the default.
-_DEFAULTS: dict[str, Any] = {
+DEFAULTS: dict[str, Any] = {
     "eta": 0.0,
     "variance": "fixed_large",
     "churn": 0.0,
@@ -33,8 +33,8 @@ _DEFAULTS: dict[str, Any] = {
     "guidance_widths": None,
 }
 # The samplers of options that others would ignore.
-_OWNERS = {"eta": ("ddim",), "variance": ("ddpm",)}
-_OWNERS |= dict.fromkeys(("churn", "churn_min", "churn_max", "churn_noise"), CHURNING)
+OWNERS = {"eta": ("ddim",), "variance": ("ddpm",)}
+OWNERS |= dict.fromkeys(("churn", "churn_min", "churn_max", "churn_noise"), CHURNING)
 MAX_GUIDANCE = 1000.0
 
 
@@ -142,9 +142,9 @@ class StepSchedule:
         object.__setattr__(self, name, float(value))
 
     def _check_owners(self) -> None:
-        for name, samplers in _OWNERS.items():
+        for name, samplers in OWNERS.items():
             value = getattr(self, name)
-            if value != _DEFAULTS[name] and self.sampler not in samplers:
+            if value != DEFAULTS[name] and self.sampler not in samplers:
                 rule = f"is for {' and '.join(samplers)}; {self.sampler} has no such option"
                 raise invalid(name, value, rule)
 
@@ -274,7 +274,7 @@ class StepSchedule:
             "timesteps": list(self.timesteps),
             "widths": list(self.widths),
         }
-        for name, default in _DEFAULTS.items():
+        for name, default in DEFAULTS.items():
             option = getattr(self, name)
             if option != default:
                 value[name] = list(option) if isinstance(option, tuple) else option
@@ -288,7 +288,7 @@ class StepSchedule:
             InputError: a key is missing or unknown, or a value breaks a rule.
         """
         fields = check_keys(
-            value, format=FORMAT, version=VERSION, required=_REQUIRED, optional=_DEFAULTS
+            value, format=FORMAT, version=VERSION, required=_REQUIRED, optional=DEFAULTS
         )
         for key in {"timesteps", "widths", "guidance_widths"} & set(fields):
             if not isinstance(fields[key], list):

@@ -157,10 +157,15 @@ def check_optimization(kind: str, method: str, quantize: str, batch: int | None 
         raise invalid("optimize", method, "is for tflite and bundle")
     if method == "qat" and quantize != "none":
         raise invalid("quantize", quantize, "does not go with qat, whose files are int8 already")
-    if quantize.startswith("int8"):
+    if needs_calibration(quantize):
         raise invalid("quantize", quantize, f"does not go with {method}; use none or dynamic")
     if batch is not None:
         raise invalid("batch", batch, f"does not go with {method}, whose files take any batch")
+
+
+def needs_calibration(quantize: str) -> bool:
+    """Whether activations' ranges must be known beforehand."""
+    return quantize.startswith("int8")
 
 
 def _calibration(
@@ -172,7 +177,6 @@ def _calibration(
 ) -> Any:
     """Each width's calibration samples, if the precision needs any."""
     from ddsm_tf.export.calibration import samples_of_all
-    from ddsm_tf.export.tflite import needs_calibration
     from ddsm_tf.models.compiled import CompiledDenoiser
 
     if not needs_calibration(quantize):

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import tensorflow as tf
 
 from ddsm_tf.labels import IN_TURN
-from ddsm_tf.schedule import CHURNING, MAX_GUIDANCE, SAMPLERS, VARIANCES
+from ddsm_tf.schedule import DEFAULTS, MAX_GUIDANCE, OWNERS, SAMPLERS, VARIANCES
 
 MAX_IMAGES = 1024
 """Of one request: a number mistyped must not take the server's memory."""
@@ -86,9 +86,8 @@ def check_schedule(
     """
     inside = (timesteps >= 0) & (timesteps < train_timesteps)
     sampler, variance, eta = (options[name] for name in ("sampler", "variance", "eta"))
-    churn, limit = options["churn"], options["churn_max"]
+    limit = options["churn_max"]
     numbers = tf.stack([options[name] for name in ("churn", "churn_min", "churn_noise")])
-    churning = (churn == 0.0) | _among(sampler, CHURNING)
     return [
         *check(tf.size(timesteps) >= 1, "`timesteps` must hold at least one timestep"),
         *check(tf.reduce_all(inside), f"`timesteps` must lie in [0, {train_timesteps})"),
@@ -96,18 +95,21 @@ def check_schedule(
         *check(_among(sampler, SAMPLERS), f"`sampler` must be one of {SAMPLERS}"),
         *check(_among(variance, VARIANCES), f"`variance` must be one of {VARIANCES}"),
         *check((eta >= 0.0) & (eta <= 1.0), "`eta` must lie in [0, 1]"),
-        *check((eta == 0.0) | (sampler == "ddim"), "`eta` is for ddim; give 0"),
-        *check(
-            (variance == VARIANCES[0]) | (sampler == "ddpm"),
-            f"`variance` is for ddpm; give {VARIANCES[0]}",
-        ),
         *check(
             tf.reduce_all((numbers >= 0.0) & (numbers <= _MAX_NUMBER)),
             f"`churn`, `churn_min` and `churn_noise` must lie in [0, {_MAX_NUMBER:g}]",
         ),
         *check(limit <= _MAX_NUMBER, "`churn_max` must be at most 1e+06, and below 0 for no limit"),
-        *check(churning, f"`churn` is for {' and '.join(CHURNING)}"),
+        *(each for name in ("eta", "variance", "churn") for each in _check_owner(name, options)),
     ]
+
+
+def _check_owner(name: str, options: Mapping[str, tf.Tensor]) -> list[tf.Operation]:
+    """Of an option that other samplers would ignore."""
+    samplers, default = OWNERS[name], DEFAULTS[name]
+    unused = options[name] == tf.constant(default)
+    rule = f"`{name}` is for {' and '.join(samplers)}; for others it must be {default}"
+    return check(unused | _among(options["sampler"], samplers), rule)
 
 
 def _among(text: tf.Tensor, choices: Sequence[str]) -> tf.Tensor:

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from ddsm_tf.errors import InputError, invalid
-from ddsm_tf.export import QUANTIZE
+from ddsm_tf.export import QUANTIZE, needs_calibration
 from ddsm_tf.export.calibration import Samples
 from ddsm_tf.export.savedmodel import denoiser_function
 from ddsm_tf.schedule import width_name
@@ -110,11 +110,6 @@ def check_quantize(quantize: str) -> None:
     """Raise `InputError` unless it is one of `QUANTIZE`."""
     if quantize not in QUANTIZE:
         raise invalid("quantize", quantize, f"must be one of {', '.join(QUANTIZE)}")
-
-
-def needs_calibration(quantize: str) -> bool:
-    """Whether activations' ranges must be known beforehand."""
-    return quantize.startswith("int8")
 
 
 def _from_tensorflow(

@@ -82,6 +82,12 @@ def run_command(module, *arguments, cwd=None, env=None, timeout=240):
     )
 
 
+def slow_but(names, *fast):
+    """Names as parameters, those that are not `fast` marked as slow."""
+    slow = pytest.mark.slow
+    return [name if name in fast else pytest.param(name, marks=slow) for name in names]
+
+
 def set_options(settings):
     """`--set` before each setting, as a command takes them."""
     return [part for setting in settings for part in ("--set", setting)]

@@ -9,7 +9,7 @@ from unittest import mock
 import keras
 import numpy as np
 import pytest
-from conftest import TINY, TINY_SETTINGS, randomise
+from conftest import TINY, TINY_SETTINGS, randomise, slow_but
 
 from ddsm_tf.models import Adam, DiffusionModel, SlimmableUNet, TunedDiffusionModel
 from ddsm_tf.noise import NoiseTable
@@ -18,7 +18,6 @@ from ddsm_tf.schedule import StepSchedule
 SCHEDULE = StepSchedule((900, 600, 350, 100, 20, 0), (0.5, 0.5, 1.0, 0.5, 1.0, 1.0), eta=0.5)
 COUNT = 6
 COMPILE = DiffusionModel.compile
-SLOW = pytest.mark.slow
 ENVIRONMENT = {
     "KERAS_BACKEND": "jax",
     "JAX_PLATFORMS": "cpu",
@@ -183,9 +182,7 @@ def test_a_run_trained_under_jax_is_one_under_tensorflow(folder):
     assert images.shape == (3, 8, 8, 1) and images.std() > 20
 
 
-@pytest.mark.parametrize(
-    "case", [name if name == "distilled" else pytest.param(name, marks=SLOW) for name in STEPS]
-)
+@pytest.mark.parametrize("case", slow_but(STEPS, "distilled"))
 def test_steps_width_by_width_are_those_in_one_piece(tmp_path, case):
     under_jax(f"save_steps({case!r}, {str(tmp_path / 'steps.npz')!r})")
     steps = dict(np.load(tmp_path / "steps.npz"))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import eagerly, set_options
+from conftest import eagerly, set_options, slow_but
 
 from ddsm_tf.cost import Cost
 from ddsm_tf.edge import cli as edge_cli
@@ -45,16 +45,7 @@ def judge(channels, size):
 
 
 # Pixels, classes and latents; the others differ from these in numbers.
-KINDS = ("digits", "imagenet64", "latent_afhq")
-
-
-def slow_but(*fast):
-    """Every preset, those not named marked as slow."""
-    slow = pytest.mark.slow
-    return [name if name in fast else pytest.param(name, marks=slow) for name in PRESETS]
-
-
-@pytest.mark.parametrize("preset", slow_but(*KINDS))
+@pytest.mark.parametrize("preset", slow_but(PRESETS, "digits", "imagenet64", "latent_afhq"))
 def test_preset_runs_from_training_to_the_device(preset, tmp_path, run_here):
     def ddsm(*arguments):
         done = run_here(*arguments)
@@ -129,7 +120,10 @@ def test_data_sheet():
     assert training_memory(half, costs) - weights == pytest.approx((memory - weights) / 2, rel=1e-3)
 
 
-@pytest.mark.parametrize("preset", slow_but("digits", "fashion_mnist", "cifar10", "cifar10_16"))
+@pytest.mark.parametrize(
+    "preset",
+    slow_but(PRESETS, "digits", "fashion_mnist", "cifar10", "cifar10_16", "latent_afhq"),
+)
 def test_data_sheet_is_as_printed(preset):
     printed = (Path(__file__).parent.parent / "docs/presets.md").read_text()
     assert f"\n{data_sheet(get_preset(preset), preset_costs(preset))}\n" in printed

@@ -120,7 +120,7 @@ BAD = {
         "widths": tf.constant([], tf.float32),
     },
     "`sampler` must be": {"sampler": tf.constant("leapfrog")},
-    "`variance` must be": {"variance": tf.constant("learned")},
+    "`variance` must be": {"variance": tf.constant("learned"), "sampler": tf.constant("ddpm")},
     "`eta` must lie": {"eta": tf.constant(1.5)},
     "`eta` is for ddim": {"eta": tf.constant(0.5), "sampler": tf.constant("ddpm")},
     "`variance` is for ddpm": {"variance": tf.constant("fixed_small")},

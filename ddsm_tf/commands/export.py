@@ -89,7 +89,7 @@ def export(
     of_out = {"overwrite": overwrite, "add_schedule": added, "batch": batch, "xla": xla}
     _check_place(kind, out, quantize, {**of_out, "optimize": optimize, **tuning}, serving)
     _check_out(run, out)
-    _check_schedule(kind, quantize, optimize, schedule)
+    _check_schedule(kind, quantize, schedule)
     opened = open_run(run)
     from ddsm_tf.export.requirements import check_requirements
 
@@ -155,11 +155,11 @@ def _check_out(run: str, out: str | None) -> None:
         raise invalid("-o", out, "is the run, or holds it; name a folder of its own")
 
 
-def _check_schedule(kind: str, quantize: str, optimize: str | None, schedule: str | None) -> None:
+def _check_schedule(kind: str, quantize: str, schedule: str | None) -> None:
     """Raise `InputError` where --schedule would change nothing that is written."""
-    if schedule is None or kind != "tflite":
-        return
-    if optimize is not None or not quantize.startswith("int8"):
+    from ddsm_tf.export import needs_calibration
+
+    if schedule is not None and kind == "tflite" and not needs_calibration(quantize):
         rule = "changes nothing in TFLite files but int8 ones, which are calibrated along it"
         raise invalid("--schedule", schedule, f"{rule}; leave it out, or export a bundle")
 
